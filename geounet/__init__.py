@@ -1,0 +1,54 @@
+"""Buildings, roads and water from large GeoTIFFs, as masks and GeoJSON."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from geounet.archive import run_archive
+    from geounet.errors import GeounetError
+    from geounet.inference import Predictor
+    from geounet.model import load_model
+    from geounet.pipeline import Recipe, Result, export_features, plan, run
+    from geounet.raster import Scene
+    from geounet.tiling import TileGrid
+    from geounet.training import train_model
+
+_HOMES = {
+    "GeounetError": "errors",
+    "Predictor": "inference",
+    "Recipe": "pipeline",
+    "Result": "pipeline",
+    "Scene": "raster",
+    "TileGrid": "tiling",
+    "export_features": "pipeline",
+    "load_model": "model",
+    "plan": "pipeline",
+    "run": "pipeline",
+    "run_archive": "archive",
+    "train_model": "training",
+}
+__all__ = [  # noqa: RUF022  in the order of _HOMES
+    "GeounetError",
+    "Predictor",
+    "Recipe",
+    "Result",
+    "Scene",
+    "TileGrid",
+    "export_features",
+    "load_model",
+    "plan",
+    "run",
+    "run_archive",
+    "train_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that importing geounet is quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'geounet' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"geounet.{_HOMES[name]}"), name)

@@ -1,0 +1,6 @@
+"""``python -m geounet``."""
+
+from geounet.cli import main
+
+if __name__ == "__main__":
+    main()

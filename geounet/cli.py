@@ -1,0 +1,410 @@
+"""The ``geounet`` command. Each command parses, calls one function, and reports.
+
+Heavy libraries are imported inside the commands, so ``geounet --help`` is instant.
+Words go to stderr and data to stdout.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from geounet import __version__
+from geounet.errors import ConfigError, GeounetError
+from geounet.progress import Progress
+
+if TYPE_CHECKING:
+    from geounet.archive import Outcome
+    from geounet.pipeline import Result
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+USAGE_ERROR = 2
+
+
+class _Group(click.Group):
+    """Show the errors a user can mend as one line; let bugs keep their traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GeounetError as error:
+            shown = click.ClickException(str(error))
+            shown.exit_code = USAGE_ERROR if isinstance(error, ConfigError) else 1
+            raise shown from error
+
+
+class _NameList(click.ParamType):
+    """``a,b,c``"""
+
+    name = "a,b"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+class _Numbers(click.ParamType):
+    """``1,2,3``"""
+
+    def __init__(self, kind: type[int] | type[float], count: int | None = None) -> None:
+        self.kind, self.count = kind, count
+        self.name = "LOW,HIGH" if count else "1,2,3"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        try:
+            numbers = tuple(self.kind(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not {self.name}", param, ctx)
+        if self.count and len(numbers) != self.count:
+            self.fail(f"wanted {self.count} numbers, got {value!r}", param, ctx)
+        return numbers
+
+
+class _Values(click.ParamType):
+    """``building=1,road=2``"""
+
+    name = "NAME=VALUE,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> dict[str, int]:
+        try:
+            pairs = [part.split("=") for part in value.split(",")]
+            return {name.strip(): int(number) for name, number in pairs}
+        except ValueError:
+            self.fail(f"{value!r} is not like building=1,road=2", param, ctx)
+
+
+class _Nodata(click.ParamType):
+    """``auto``, ``none`` or a number."""
+
+    name = "auto|none|VALUE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str | float:
+        if value in {"auto", "none"}:
+            return str(value)
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not auto, none or a number", param, ctx)
+
+
+def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that `run` and `batch` share."""
+    for option in reversed(RUN_OPTIONS):
+        command = option(command)
+    return command
+
+
+RUN_OPTIONS = (
+    click.option("-o", "--output", type=FOLDER, required=True, help="Output folder."),
+    click.option("--pipeline", metavar="NAME|FILE", help="Recipe; options win over it."),
+    click.option(
+        "--classes", type=_NameList(), help="Classes to keep; all that the model has "
+        "features for unless given.",
+    ),
+    click.option("--model", metavar="NAME|FILE", help="Model; the shipped one if not given."),
+    click.option(
+        "-b", "--bands", type=_Numbers(int),
+        help="Scene bands in the model's order, counted from 1.",
+    ),
+    click.option(
+        "--scale", type=_Numbers(float, 2),
+        help="Darkest and brightest value, for imagery that is not 8-bit.",
+    ),
+    click.option(
+        "--nodata", type=_Nodata(),
+        help="What is not imagery: what the file declares, or else a flat black or "
+        "white collar (auto); nothing (none); a value.",
+    ),
+    click.option("--assume-crs", metavar="EPSG:CODE", help="CRS of a scene without one."),
+    click.option(
+        "--allow-gsd", is_flag=True, default=None,
+        help="Run imagery coarser than the model was trained on.",
+    ),
+    click.option(
+        "--native", is_flag=True, default=None,
+        help="Write the mask on the scene's own pixels, not on the model's.",
+    ),
+    click.option(
+        "--scores", is_flag=True, default=None, help="Also write a raster of scores."
+    ),
+    click.option(
+        "--format", metavar="NAME", help="geojson, geoparquet, gpkg or fgb."
+    ),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"])),
+    click.option(
+        "--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"])
+    ),
+    click.option(
+        "--tile-size", type=click.IntRange(1), metavar="PX",
+        help="Side of what the model sees, halo included; fitted to the scene unless given.",
+    ),
+    click.option("--batch-size", type=click.IntRange(1), metavar="N"),
+    click.option(
+        "--workers", type=click.IntRange(1), metavar="N", help="Blocks worked on at once."
+    ),
+    click.option(
+        "--scheduler", metavar="ADDR", help="Dask scheduler to use, tcp://host:8786."
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace outputs that are there."),
+)
+
+
+@click.group(cls=_Group, context_settings={"show_default": True})
+@click.version_option(__version__, prog_name="geounet")
+@click.option("-v", "--verbose", is_flag=True, help="Say more.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.pass_context
+def main(ctx: click.Context, *, verbose: bool, quiet: bool) -> None:
+    """Buildings, roads and water from large GeoTIFFs, as masks and GeoJSON.
+
+    \b
+    Examples:
+      geounet demo
+      geounet run scene.tif -o out/
+      geounet export out/scene_mask.tif --class building -o buildings.geojson
+      geounet batch scenes/ -o out/
+    """
+    level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
+    logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
+    ctx.obj = Progress(quiet=quiet)
+
+
+@main.command()
+@click.argument("scenes", nargs=-1, required=True, type=FILE)
+@_run_options
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@click.pass_obj
+def run(
+    progress: Progress,
+    scenes: tuple[Path, ...],
+    *,
+    output: Path,
+    pipeline: str | None,
+    overwrite: bool,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Find buildings, roads and water in one or a few GeoTIFFs.
+
+    \b
+    Leaves in the output folder, for each scene:
+      STEM_mask.tif         class mask, a cloud-optimised GeoTIFF
+      STEM_CLASS.geojson    features of each class
+      STEM_preview.png      the scene beside what was found
+      STEM.json             receipt: what was made from what
+
+    \b
+    Examples:
+      geounet run scene.tif -o out/
+      geounet run scene.tif -o out/ --classes building --format gpkg
+      geounet run scene.tif -o out/ --pipeline buildings --dry-run
+    """
+    from geounet.pipeline import make_recipe, plan
+    from geounet.pipeline import run as run_scene
+
+    _refuse_equal_names(scenes)
+    if dry_run:
+        recipe = make_recipe(pipeline, options)
+        for scene in scenes:
+            click.echo(plan(scene, output, recipe=recipe).describe())
+        return
+    failures = 0
+    for scene in scenes:
+        try:
+            result = run_scene(
+                scene,
+                output,
+                pipeline=pipeline,
+                overwrite=overwrite,
+                report=progress.report,
+                **options,
+            )
+        except ConfigError:
+            raise
+        except GeounetError as error:
+            if len(scenes) == 1:
+                raise
+            progress.say(f"Error: {error}", always=True)
+            failures += 1
+            continue
+        finally:
+            progress.close()
+        _tell(progress, result)
+    if failures:
+        raise click.exceptions.Exit(1)
+
+
+def _refuse_equal_names(scenes: tuple[Path, ...]) -> None:
+    stems = [scene.stem.casefold() for scene in scenes]
+    for scene, stem in zip(scenes, stems, strict=True):
+        if stems.count(stem) > 1:
+            raise ConfigError(
+                f"several scenes are called {scene.stem} and would overwrite one "
+                "another's outputs; run them into different folders, or use geounet batch"
+            )
+
+
+def _tell(progress: Progress, result: Result) -> None:
+    name = result.scene.name
+    if result.skipped:
+        progress.say(f"{name}: nothing has changed, nothing was done")
+        return
+    found = ", ".join(f"{count} {cls}" for cls, count in result.features.items())
+    seconds = sum(result.seconds.values())
+    progress.say(f"{name}: {found} in {seconds:.1f} s -> {result.receipt.parent}")
+
+
+@main.command()
+@click.argument("raster", type=FILE)
+@click.option("--class", "class_name", required=True, help="Class to vectorise.")
+@click.option("-o", "--output", type=FILE, required=True, help="Vector file.")
+@click.option(
+    "--values", type=_Values(), help="Classes of a raster that does not name them."
+)
+@click.option(
+    "--min-area", type=click.FloatRange(0), default=0.0, metavar="M2",
+    help="Drop smaller features.",
+)
+@click.option(
+    "--min-hole", type=click.FloatRange(0), default=0.0, metavar="M2",
+    help="Fill smaller holes.",
+)
+@click.option(
+    "--simplify", type=click.FloatRange(0), default=0.0, metavar="M",
+    help="Farthest that an outline may move.",
+)
+@click.option("--format", metavar="NAME", help="By the output's suffix unless given.")
+@click.option("--assume-crs", metavar="EPSG:CODE", help="CRS of a raster without one.")
+@click.option("--workers", type=click.IntRange(1), metavar="N")
+@click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
+@click.pass_obj
+def export(progress: Progress, raster: Path, *, output: Path, **options: Any) -> None:
+    """Vectorise one class of a mask or score raster, from geounet or elsewhere.
+
+    \b
+    Examples:
+      geounet export out/scene_mask.tif --class building -o buildings.geojson
+      geounet export landcover.tif --values building=1,road=2 --class road -o r.gpkg
+      geounet export out/scene_mask.tif --class building -o b.geojson --min-area 10
+    """
+    from geounet.pipeline import export_features
+
+    count = export_features(raster, output, **options)
+    progress.say(f"{count} features -> {output}")
+
+
+@main.command()
+@click.argument("archive", type=click.Path(path_type=Path))
+@_run_options
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@click.pass_obj
+def batch(
+    progress: Progress,
+    archive: Path,
+    *,
+    output: Path,
+    pipeline: str | None,
+    overwrite: bool,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Run every GeoTIFF below a folder, or in a list file.
+
+    What is done is not redone; a scene that fails does not stop the others. Exit code
+    0: every scene is done; 1: at least one failed; 2: nothing was started.
+
+    \b
+    Examples:
+      geounet batch scenes/ -o out/
+      geounet batch list.txt -o out/ --pipeline archive
+    """
+    from geounet.archive import list_scenes, run_archive
+
+    if dry_run:
+        for listed in list_scenes(archive, output.absolute()):
+            click.echo(f"{listed.path} -> {listed.output / listed.stem}_*")
+        return
+
+    def each(outcome: Outcome, number: int, total: int) -> None:
+        progress.close()
+        words = f": {outcome.message}" if outcome.message else ""
+        progress.say(f"[{number}/{total}] {outcome.state:8}{outcome.path.name}{words}")
+
+    outcomes = run_archive(
+        archive,
+        output,
+        pipeline=pipeline,
+        overwrite=overwrite,
+        processes=True,
+        report=progress.report,
+        each=each,
+        **options,
+    )
+    states = [outcome.state for outcome in outcomes]
+    progress.say(
+        f"{len(states)} scenes: {states.count('done')} done, {states.count('skipped')} "
+        f"unchanged, {states.count('failed')} failed -> {output / 'batch.json'}"
+    )
+    if "failed" in states:
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.argument("recipe", type=FILE)
+@click.pass_obj
+def train(progress: Progress, recipe: Path) -> None:
+    """Train a model from a recipe; run it again to resume.
+
+    \b
+    Examples:
+      geounet train pipelines/train.toml
+    """
+    from geounet.training import Step, train_model
+
+    def report(step: Step) -> None:
+        progress.report(f"train (loss {step.loss:.3f})", step.step, step.steps)
+
+    path = train_model(recipe, report=report)
+    progress.close()
+    progress.say(f"model -> {path}")
+
+
+@main.command()
+@click.option("-o", "--output", type=FOLDER, default=Path("demo"), help="Folder.")
+@click.pass_obj
+def demo(progress: Progress, *, output: Path) -> None:
+    """Draw a scene, run the main job on it, and say where the picture is.
+
+    \b
+    Examples:
+      geounet demo
+    """
+    from geounet.demo import run_demo
+
+    made = run_demo(output, report=progress.report)
+    progress.close()
+    progress.say("agreement with the drawn truth (IoU): " + ", ".join(
+        f"{name} {value:.2f}" for name, value in made.iou.items()
+    ))
+    for path in (made.scene, *made.result.outputs.values(), made.result.receipt):
+        progress.say(f"  {path}")
+    progress.say(f"look at {made.result.outputs['preview']}")
+
+
+@main.command()
+def doctor() -> None:
+    """Say what this machine offers: versions, devices, memory, limits.
+
+    \b
+    Examples:
+      geounet doctor
+    """
+    from geounet.doctor import diagnose
+
+    for name, value in diagnose().items():
+        click.echo(f"{name:12}{value}")

@@ -1,0 +1,48 @@
+"""What can go wrong, named so that a caller can choose what to catch.
+
+* GeounetError
+  - ConfigError      a recipe or an option says something it may not   (ValueError)
+  - TilingError      tile size, halo and raster do not fit             (ValueError)
+  - RasterError      an image cannot be opened, read or written        (OSError)
+    . CRSError       it opens, but is not placed on the ground as needed
+    . OutputError    a result cannot be written, or is already there
+  - ModelError       weights and card disagree, do not load, or do not fit the image
+                                                                       (ValueError)
+  - TrainingError    a training run cannot start or go on              (RuntimeError)
+
+Each message says what was found, what was wanted and, where there is one, the next
+step. An error that a user cannot mend is a bug, and propagates as whatever Python
+raised.
+"""
+
+
+class GeounetError(Exception):
+    """Base of every error that geounet raises on purpose."""
+
+
+class ConfigError(GeounetError, ValueError):
+    """A recipe or an option has an unknown name, or a value outside its range."""
+
+
+class TilingError(GeounetError, ValueError):
+    """A tile grid cannot be laid out as asked."""
+
+
+class RasterError(GeounetError, OSError):
+    """An image cannot be opened, read or written."""
+
+
+class CRSError(RasterError):
+    """An image has no coordinate reference system, or not a usable one."""
+
+
+class OutputError(RasterError):
+    """A result cannot be written, or would overwrite something it may not."""
+
+
+class ModelError(GeounetError, ValueError):
+    """A model file cannot be loaded, or does not fit the image."""
+
+
+class TrainingError(GeounetError, RuntimeError):
+    """A training run cannot start, or cannot go on."""

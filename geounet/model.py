@@ -1,0 +1,266 @@
+"""Model files: weights and their card in one ``.safetensors`` file, nothing executable.
+
+The card is JSON under the key ``geounet`` of the header's metadata. It says what the
+weights expect (bands, scaling, ground size) and what they answer (classes), so that an
+image that does not fit is refused instead of producing nonsense. Stride and halo are
+derived from the architecture and never typed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from geounet.errors import ModelError
+from geounet.unet import UNet
+
+CARD_KEY = "geounet"
+SHIPPED = Path(__file__).parent / "models"
+DEFAULT_MODEL = "aerial-rgb-05m"
+"""Name of the model that ships with the package."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Architecture(_Frozen):
+    """Arguments of `geounet.unet.UNet`, apart from bands and classes."""
+
+    base: int = Field(32, ge=1)
+    depth: int = Field(4, ge=1, le=6)
+    residual: bool = False
+    stem: Literal[1, 2] = 2
+
+
+class ClassCard(_Frozen):
+    """One class: its name, its colour, and how its scores become features."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    colour: str = Field(pattern=r"^#[0-9a-f]{6}$")
+    threshold: float = Field(0.5, gt=0, lt=1)
+    """Least score that counts as the class."""
+    vectorize: bool = True
+    """Whether `geounet run` writes features of it unless told otherwise."""
+
+
+class BandCard(_Frozen):
+    """One input band: its name and the scaling the weights were trained with."""
+
+    name: str
+    mean: float
+    std: float = Field(gt=0)
+
+
+class Card(_Frozen):
+    """What a model expects, what it answers, and where it comes from."""
+
+    name: str
+    description: str = ""
+    architecture: Architecture = Architecture()
+    classes: tuple[ClassCard, ...] = Field(min_length=1, max_length=254)
+    bands: tuple[BandCard, ...] = Field(min_length=1)
+    value_range: tuple[float, float] = (0.0, 255.0)
+    """Least and greatest pixel value of the training imagery; uint8 as it comes."""
+    ground_size: float = Field(gt=0)
+    """Metres on the ground per pixel; finer imagery is averaged to it."""
+    ground_size_range: tuple[float, float]
+    """Ground sizes, in metres, of the chips the weights were trained on."""
+    activation: Literal["sigmoid"] = "sigmoid"
+    licence: str = ""
+    attribution: tuple[str, ...] = ()
+    training: dict[str, str | int | float] = {}
+    scores: dict[str, dict[str, float]] = {}
+    """Held-out IoU: data set -> class -> value."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names in order; the class at position i has id i + 1 in a mask."""
+        return tuple(c.name for c in self.classes)
+
+    def class_id(self, name: str) -> int:
+        """Return the mask value of a class.
+
+        Raises:
+            ModelError: the model has no class of that name.
+        """
+        if name not in self.class_names:
+            raise ModelError(
+                f"no class {name!r} in model {self.name}; it has "
+                f"{', '.join(self.class_names)}"
+            )
+        return self.class_names.index(name) + 1
+
+    def network(self) -> UNet:
+        """Build the network that the card describes, with fresh weights."""
+        return UNet(
+            bands=len(self.bands),
+            classes=len(self.classes),
+            **self.architecture.model_dump(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A network ready for inference, with its card and the hash of its file."""
+
+    network: UNet
+    card: Card
+    sha256: str
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the grid on which tile origins must lie."""
+        return self.network.stride
+
+    @property
+    def halo(self) -> int:
+        """Pixels of context around a core that make tiled equal untiled."""
+        return self.network.halo
+
+
+def find_model(name: str | Path) -> Path:
+    """Return the path of a model given by file or by the name of a shipped one.
+
+    Raises:
+        ModelError: there is neither such a file nor such a name.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = SHIPPED / f"{name}.safetensors"
+    if shipped.is_file():
+        return shipped
+    names = sorted(p.stem for p in SHIPPED.glob("*.safetensors"))
+    raise ModelError(
+        f"no model file {name} and no shipped model of that name; "
+        f"shipped: {', '.join(names) or 'none'}"
+    )
+
+
+def load_card(path: str | Path) -> Card:
+    """Read only the card of a model file or shipped model.
+
+    Raises:
+        ModelError: not a safetensors file, a pickle, or no valid card in it.
+    """
+    path = find_model(path)
+    _refuse_pickle(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a .safetensors model: {error}") from error
+    if CARD_KEY not in metadata:
+        raise ModelError(
+            f"{path} has weights but no geounet card, so bands, scaling and classes are "
+            "unknown; save it with geounet.model.save_model"
+        )
+    try:
+        return Card.model_validate_json(metadata[CARD_KEY])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"the card of {path} is not valid: {where}: {first['msg']}") from error
+
+
+def load_model(path: str | Path = DEFAULT_MODEL) -> Model:
+    """Load a model file, or a shipped model by name, ready for inference.
+
+    Raises:
+        ModelError: the file is missing, is a pickle, has no valid card, or its weights
+            do not fit the architecture the card names.
+    """
+    path = find_model(path)
+    card = load_card(path)
+    network = card.network()
+    load_weights(network, load_file(path), source=path)
+    return Model(network=network.eval(), card=card, sha256=sha256_of(path))
+
+
+def load_weights(network: UNet, weights: dict[str, Tensor], *, source: Path) -> None:
+    """Fill a network, in float32, from a state dict of any float type.
+
+    Raises:
+        ModelError: names or shapes differ; the first few are listed.
+    """
+    wanted = network.state_dict()
+    wanted = {k: v for k, v in wanted.items() if not k.endswith("num_batches_tracked")}
+    problems = [f"missing {k}" for k in wanted.keys() - weights.keys()]
+    problems += [f"unexpected {k}" for k in weights.keys() - wanted.keys()]
+    problems += [
+        f"{k} is {tuple(weights[k].shape)}, not {tuple(v.shape)}"
+        for k, v in wanted.items()
+        if k in weights and weights[k].shape != v.shape
+    ]
+    if problems:
+        raise ModelError(
+            f"the weights of {source} do not fit the architecture in its card: "
+            + "; ".join(sorted(problems)[:5])
+        )
+    network.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
+
+
+def save_model(path: str | Path, network: UNet, card: Card) -> None:
+    """Write weights and card as one file; the same input gives the same bytes.
+
+    Convolution kernels are stored in float16 (half the size; inference runs in bfloat16
+    or float32 from it), everything one-dimensional in float32.
+    """
+    weights = {
+        name: (value.half() if value.ndim > 1 else value.float()).contiguous().cpu()
+        for name, value in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    metadata = {CARD_KEY: json.dumps(card.model_dump(mode="json"), sort_keys=True)}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path, metadata=metadata)
+
+
+def select_bands(card: Card, bands: Sequence[int] | None, *, count: int) -> tuple[int, ...]:
+    """Return the 1-based scene bands to feed the model, checked against the scene.
+
+    Raises:
+        ModelError: the scene has too few bands, or a number is out of range.
+    """
+    needed = [band.name for band in card.bands]
+    chosen = tuple(bands) if bands else tuple(range(1, len(needed) + 1))
+    if len(chosen) != len(needed):
+        raise ModelError(
+            f"{len(chosen)} bands chosen; model {card.name} wants {len(needed)}: "
+            + ", ".join(needed)
+        )
+    if max(chosen) > count or min(chosen) < 1:
+        raise ModelError(
+            f"the scene has {count} band{'s' * (count != 1)}; model {card.name} wants "
+            f"{len(needed)} ({', '.join(needed)}), taken from bands "
+            f"{', '.join(map(str, chosen))} (choose others with --bands)"
+        )
+    return chosen
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refuse_pickle(path: Path) -> None:
+    """A pickle can run any code when it is opened: it is never opened."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        raise ModelError(
+            f"{path} is a pickle (a .pt/.pth file), which can run code when loaded; "
+            "geounet loads .safetensors only: save the state dict with "
+            "geounet.model.save_model"
+        )

@@ -1,0 +1,65 @@
+"""Progress for people: a bar on a terminal, plain lines elsewhere. Always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+PLAIN_SECONDS = 10.0
+"""Least time between two plain lines of one stage."""
+
+
+class Progress:
+    """Shows stages of work, each from 0 to its total."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._bar: tqdm[Any] | None = None
+        self._stage = ""
+        self._spoke = 0.0
+
+    def say(self, text: str, *, always: bool = False) -> None:
+        """Print a line; with --quiet only what must be said."""
+        if always or not self._quiet:
+            print(text, file=sys.stderr)
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is; the form that the library calls."""
+        if self._quiet:
+            return
+        if sys.stderr.isatty():
+            self._draw(stage, done, total)
+        else:
+            self._line(stage, done, total)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        self._stage = ""
+
+    def _draw(self, stage: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        word = stage.partition(" ")[0]
+        if self._bar is None or word != self._stage:
+            self.close()
+            self._bar = tqdm(total=total, unit_scale=True, leave=False, file=sys.stderr)
+            self._stage = word
+        self._bar.set_description(stage, refresh=False)
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def _line(self, stage: str, done: int, total: int) -> None:
+        word, now = stage.partition(" ")[0], time.monotonic()
+        if word == self._stage and now - self._spoke < PLAIN_SECONDS and done < total:
+            return
+        if word == self._stage and done == total == 1:
+            return  # a stage that only begins and ends is announced once
+        self._stage, self._spoke = word, now
+        self.say(f"{stage}: {100 * done / max(total, 1):.0f} %" if total > 1 else stage)

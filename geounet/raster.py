@@ -1,0 +1,1227 @@
+"""Read and write georeferenced rasters: the door to rasterio's datasets.
+
+A `Scene` is an image as known from its header, with two answers that a header alone
+does not give: how large its pixels are on the ground, and where it has a collar of
+black or white that nobody declared. It is read window by window, each with its
+validity, on its own pixels or on a coarser *working grid* (`Scene.resampled_to`).
+
+Results are written as Cloud Optimized GeoTIFF by `write_cog`, and anything else that
+must appear whole or not at all goes through `replacing`.
+
+Only the GTiff driver opens a file unless the caller names others: GDAL picks a driver
+by content, and a VRT that calls itself .tif may point at any file or address
+(https://gdal.org/en/stable/user/security.html).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import itertools
+import math
+import os
+import shutil
+import stat
+import threading
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numba
+import numpy as np
+import pyproj
+import rasterio
+import rasterio.shutil
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, Interleaving, MaskFlags, Resampling
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import DatasetReader
+
+from geounet.errors import CRSError, GeounetError, OutputError, RasterError
+from geounet.tiling import Window
+
+MAX_PIXELS = 40_000_000_000
+MAX_BANDS = 1000
+MAX_BLOCK_BYTES = 256 * 2**20
+
+_BLOCKS_LOOKED_AT = 256  # of a file, to see whether it is all there
+
+Nodata = Literal["auto", "none"] | float
+MaskedBy = Literal["nodata", "mask", "alpha", "collar", "nothing"]
+
+_DTYPES = frozenset(
+    "uint8 int8 uint16 int16 uint32 int32 float32 float64".split()  # noqa: SIM905
+)
+_MAGIC = {
+    "GTiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),  # classic and BigTIFF
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+}
+_LOOKS_LIKE = (
+    (b"<!doctype html", "an HTML page: the download failed"),
+    (b"<html", "an HTML page: the download failed"),
+    (b"<vrtdataset", "a GDAL VRT; make a file of it with gdal_translate"),
+    (b"<?xml", "XML: the download may have failed"),
+    (b"{", "JSON: the download may have failed"),
+    (b"version https://git-lfs", "a Git LFS pointer; fetch it with git lfs pull"),
+    (b"pk\x03\x04", "a zip archive; unpack it first"),
+    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"\x89png", "a PNG image"),
+    (b"\0\0\0\x0cjp  ", "a JPEG 2000 image; convert it with gdal_translate"),
+    (b"\x89hdf", "an HDF5 file; convert it with gdal_translate"),
+)
+
+# rasterio counts in bytes here, where the environment variable counts in megabytes.
+# GDAL's default, 5 % of the machine in every process, adds up in a cluster.
+_CACHE_BYTES = 128 * 2**20
+_STRIP_BYTES = 64 * 2**20
+_WHAT_GDAL_RAISES = (RasterioError, CPLE_BaseError, OSError)
+_WHAT_A_BAD_HEADER_RAISES = (*_WHAT_GDAL_RAISES, ValueError, MemoryError)
+
+_CELL = 16  # pixels; the side of a JPEG unit with subsampled color
+_COLLAR_BANDS = 3
+# How far JPEG ringing strays from a flat color: at quality 75 all but one in fifty
+# strays, as seen on a drone mosaic, are within 20. In 16 bits as much would be half of
+# all reflectances, and lossy compression is rare there.
+_RINGING = {"uint8": 20, "uint16": 0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collar:
+    """Where a scene has a collar of one flat color, on cells of 16 x 16 pixels.
+
+    Bits are packed along rows and deflated: some kilobytes for a scene of a
+    gigapixel, so that it can travel with every task.
+    """
+
+    color: int
+    """Value of the collar in all bands: 0, or the most the dtype holds."""
+    tolerance: int
+    """How far a pixel beside the collar may be from ``color`` and yet belong to it."""
+    shape: tuple[int, int]
+    """Rows and columns of cells."""
+    flat: bytes
+    """Cells that lie in the collar whole."""
+    tips: bytes
+    """Cells along the scene's border where the collar is narrower than a cell."""
+
+    @classmethod
+    def of(
+        cls,
+        flat: NDArray[np.bool_],
+        tips: NDArray[np.bool_],
+        *,
+        color: int,
+        tolerance: int,
+    ) -> Self:
+        """Pack two bool arrays of cells, each of shape (rows, cols)."""
+        return cls(
+            color=color,
+            tolerance=tolerance,
+            shape=(flat.shape[0], flat.shape[1]),
+            flat=_pack(flat),
+            tips=_pack(tips),
+        )
+
+    def covers(
+        self, pixels: NDArray[Any], rows: range, cols: range
+    ) -> NDArray[np.bool_]:
+        """Say which pixels of the source window ``rows`` x ``cols`` are collar.
+
+        Args:
+            pixels: the window, of shape (bands, rows, cols).
+            rows: the window's rows in the scene.
+            cols: the window's columns in the scene.
+
+        Returns:
+            Shape (rows, cols). True where the pixel's cell is collar, or touches the
+            collar or holds a tip of it, and the pixel is nearly of its color.
+        """
+        cell_rows, cell_cols = _cells_of(rows), _cells_of(cols)
+        around = self._cells(self.flat, _wider(cell_rows), _wider(cell_cols))
+        flat = around[1:-1, 1:-1]
+        touches = _touching(around)
+        touches |= self._cells(self.tips, cell_rows, cell_cols)
+        to_pixels = np.ix_(
+            np.asarray(rows) // _CELL - cell_rows.start,
+            np.asarray(cols) // _CELL - cell_cols.start,
+        )
+        if not touches.any():
+            return np.zeros((len(rows), len(cols)), dtype=bool)
+        near = _near(pixels, self.color, self.tolerance)
+        covered: NDArray[np.bool_] = flat[to_pixels] | (touches[to_pixels] & near)
+        return covered
+
+    def _cells(self, packed: bytes, rows: range, cols: range) -> NDArray[np.bool_]:
+        """Unpack a window of cells; what lies outside the scene is False."""
+        height, width = self.shape
+        bits = np.frombuffer(zlib.decompress(packed), dtype=np.uint8)
+        kept = bits.reshape(height, -1)[max(rows.start, 0) : rows.stop]
+        inside = np.unpackbits(kept, axis=1, count=width)
+        inside = inside[:, max(cols.start, 0) : cols.stop]
+        outside = (
+            (max(-rows.start, 0), max(rows.stop - height, 0)),
+            (max(-cols.start, 0), max(cols.stop - width, 0)),
+        )
+        return np.pad(inside, outside).astype(bool)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """One image, as known before it is read, on its own pixels or on coarser ones.
+
+    Small and picklable, so a task is sent a Scene and opens the file where it runs;
+    an open dataset never crosses a process or a thread.
+    """
+
+    path: Path
+    """Absolute."""
+    driver: str
+    source_height: int
+    source_width: int
+    height: int
+    """Rows of the working grid; the file's own unless the scene was resampled."""
+    width: int
+    count: int
+    """Bands in the file, alpha included."""
+    dtype: str
+    """Of the file. A resampled scene is read as float32 whatever this is."""
+    crs: CRS | None
+    transform: Affine
+    """From working pixels (col, row) to the CRS; kept as it is, rotated or south-up."""
+    source_transform: Affine
+    """The same from the file's own pixels, bit for bit as in the file."""
+    ground_size: float | None
+    """Side of a working pixel in metres on the ground at the scene's centre, where
+    both are known: the root of the product of its two geodesic steps."""
+    descriptions: tuple[str | None, ...]
+    """One a band, as named in the file."""
+    colors: tuple[str, ...]
+    """One a band, as GDAL names them: red, nir, gray, alpha, palette, undefined..."""
+    masked_by: MaskedBy
+    """What says where there is imagery; NaN and infinity never are."""
+    nodata_values: tuple[float | None, ...]
+    """One a band; they count only where ``masked_by`` is "nodata"."""
+    collar: tuple[Collar, ...]
+    """One a color; empty unless ``masked_by`` is "collar"."""
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        assume_crs: str | None = None,
+        nodata: Nodata = "auto",
+        georeferenced: bool = True,
+        drivers: Sequence[str] = ("GTiff",),
+        max_pixels: int = MAX_PIXELS,
+        collar: bool = True,
+    ) -> Self:
+        """Read a scene's header, and its border if that may be an undeclared collar.
+
+        With ``nodata="auto"`` there is imagery where the first of these says so that
+        the file has, in GDAL's order (RFC 15): a mask band or .msk file; a nodata
+        value (a pixel is void if *all* bands read are); an alpha band above 0. A file
+        of 8 or 16 bits with none of them may have a collar of flat black or white,
+        tied to the scene's edge; see `Collar`. A raster of class ids has background
+        there, not a collar: open it with ``collar=False``.
+
+        Args:
+            path: a local file.
+            assume_crs: CRS of a file that names none, e.g. "EPSG:32633". A CRS in the
+                file is believed.
+            nodata: "auto" as above; "none" to trust every pixel but NaN; or the one
+                value that means void, in place of all that the file declares.
+            georeferenced: whether the file must be placed on the ground. If not,
+                ``crs`` may be None and ``transform`` the identity.
+            drivers: GDAL drivers that may open it.
+            max_pixels: most pixels accepted.
+            collar: whether to look for one.
+
+        Raises:
+            RasterError: the file is missing, damaged, too large, or of a format or
+                dtype that is not accepted.
+            CRSError: it is not placed on the ground, and must be.
+        """
+        path = Path(path).absolute()
+        _check_file(path, drivers)
+        assumed = _parse_crs(assume_crs) if assume_crs else None
+        with _gdal("open", path, _WHAT_A_BAD_HEADER_RAISES):
+            driver, src = _open_first(path, drivers)
+            with src:
+                _check_limits(src, path, max_pixels)
+                _check_complete(src, path)
+                crs = src.crs or assumed
+                if georeferenced:
+                    _check_georeferenced(src, path, crs)
+                masked_by, values, found = _validity_of(src, nodata, collar=collar)
+                return cls(
+                    path=path,
+                    driver=driver,
+                    source_height=src.height,
+                    source_width=src.width,
+                    height=src.height,
+                    width=src.width,
+                    count=src.count,
+                    dtype=src.dtypes[0],
+                    crs=crs,
+                    transform=src.transform,
+                    source_transform=src.transform,
+                    ground_size=_ground_size(crs, src),
+                    descriptions=src.descriptions,
+                    colors=tuple(color.name for color in src.colorinterp),
+                    masked_by=masked_by,
+                    nodata_values=values,
+                    collar=found,
+                )
+
+    @property
+    def image_bands(self) -> tuple[int, ...]:
+        """Bands that hold an image, counted from 1: all but alpha."""
+        return tuple(
+            band for band, color in enumerate(self.colors, 1) if color != "alpha"
+        )
+
+    @property
+    def resampled(self) -> bool:
+        """Whether the working grid is coarser than the file's own."""
+        return (self.height, self.width) != (self.source_height, self.source_width)
+
+    def resampled_to(self, ground_size: float) -> Scene:
+        """Return this scene on pixels of about ``ground_size`` metres, never finer.
+
+        The working grid has the scene's exact extent, so its pixels differ from
+        ``ground_size`` by what rounding to whole pixels takes. A scene as coarse as
+        asked for, to 1 %, is returned as it is: upsampling invents nothing.
+
+        Raises:
+            CRSError: the scene's own ground size is not known.
+        """
+        if self.ground_size is None:
+            raise CRSError(
+                f"{_line(self.path)}: cannot be resampled to {ground_size} m, since "
+                "the ground size of its pixels is not known; assign a CRS with "
+                "--assume-crs EPSG:..."
+            )
+        if self.ground_size * 1.01 >= ground_size:
+            return self
+        height, width = (
+            max(1, round(pixels * self.ground_size / ground_size))
+            for pixels in (self.height, self.width)
+        )
+        down, right = self.height / height, self.width / width
+        a, b, c, d, e, f = self.transform[:6]
+        return replace(
+            self,
+            height=height,
+            width=width,
+            transform=Affine(a * right, b * down, c, d * right, e * down, f),
+            ground_size=self.ground_size * math.sqrt(down * right),
+        )
+
+    def read(
+        self, window: Window, bands: Sequence[int]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read pixels and where they are imagery, mirrored outside the scene.
+
+        What a pixel is does not depend on the window it is read in, to the last bit.
+        On a coarser working grid it is the mean of the source pixels under it,
+        weighted by area, over those that are imagery; it counts as imagery itself if
+        they cover half of it. That is read in strips, so memory is bounded however
+        much coarser the grid is.
+
+        Args:
+            window: what to read, in working pixels; it may reach outside the scene,
+                whose border pixels are then the mirrors (`numpy.pad`'s "reflect").
+            bands: which bands, counted from 1 as GDAL does, in the order wanted.
+
+        Returns:
+            pixels: shape (bands, window.height, window.width), in the file's dtype,
+                or float32 if the scene is resampled. Void pixels hold what the file
+                holds, or 0 if resampled from nothing but void.
+            validity: bool, shape (window.height, window.width).
+
+        Raises:
+            RasterError: a band does not exist or is alpha, or the file is damaged.
+        """
+        self._check_bands(bands)
+        rows = _mirrored(*window.ranges[0], self.height)
+        cols = _mirrored(*window.ranges[1], self.width)
+        inner = range(rows.min(), rows.max() + 1), range(cols.min(), cols.max() + 1)
+        with _gdal("read", self.path), self._opened() as src:
+            read = self._read_resampled if self.resampled else self._read_source
+            pixels, valid = read(src, *inner, bands)
+        if window.ranges == tuple((span.start, span.stop) for span in inner):
+            return pixels, valid
+        rows, cols = rows - inner[0].start, cols - inner[1].start
+        return pixels[:, rows[:, None], cols], valid[rows[:, None], cols]
+
+    def _check_bands(self, bands: Sequence[int]) -> None:
+        for band in bands:
+            if not 1 <= band <= self.count:
+                raise RasterError(
+                    f"{_line(self.path)}: has bands 1 to {self.count}, got {band}"
+                )
+            if self.colors[band - 1] == "alpha":
+                raise RasterError(
+                    f"{_line(self.path)}: band {band} is alpha, which is no image; if "
+                    f"it is one, run gdal_edit.py -colorinterp_{band} undefined"
+                )
+
+    def _opened(self) -> DatasetReader:
+        unplaced = self.source_transform == Affine.identity()
+        opened = _open_quietly if unplaced else _open_dataset
+        return opened(self.path, self.driver)
+
+    def _read_source(
+        self, src: DatasetReader, rows: range, cols: range, bands: Sequence[int]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read a window that lies inside the scene, in the file's own pixels."""
+        window = (rows.start, rows.stop), (cols.start, cols.stop)
+        extra = _collar_bands(src) if self.collar else ()
+        wanted = [*bands, *(band for band in extra if band not in bands)]
+        pixels: NDArray[Any] = src.read(wanted, window=window)
+        void = self._void(src, pixels[: len(bands)], bands, window=window)
+        for collar in self.collar:
+            judged = pixels[[wanted.index(band) for band in extra]]
+            void |= collar.covers(judged, rows, cols)
+        return pixels[: len(bands)], ~void
+
+    def _void(
+        self,
+        src: DatasetReader,
+        pixels: NDArray[Any],
+        bands: Sequence[int],
+        **how: Any,
+    ) -> NDArray[np.bool_]:
+        """Say where ``pixels``, read as ``how`` says, are void, collars apart."""
+        void = np.zeros(pixels.shape[1:], dtype=bool)
+        if self.masked_by == "mask":
+            void |= src.read_masks(1, **how) == 0
+        elif self.masked_by == "alpha":
+            void |= src.read(self.colors.index("alpha") + 1, **how) == 0
+        elif self.masked_by == "nodata":
+            values = [self.nodata_values[band - 1] for band in bands]
+            void |= _all_nodata(pixels, values)
+        if np.issubdtype(pixels.dtype, np.floating):
+            void |= ~np.isfinite(pixels).all(axis=0)
+        return void
+
+    def _read_resampled(
+        self, src: DatasetReader, rows: range, cols: range, bands: Sequence[int]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read a window that lies inside the working grid, strip by strip."""
+        source_cols = _source_span(cols, self.width, self.source_width)
+        pixel_bytes = (len(bands) + 1) * np.dtype(self.dtype).itemsize
+        row_bytes = self.source_height / self.height * len(source_cols) * pixel_bytes
+        step = max(1, int(_STRIP_BYTES / row_bytes))
+        strips = []
+        for start in range(0, len(rows), step):
+            strip = rows[start : start + step]
+            source_rows = _source_span(strip, self.height, self.source_height)
+            averaged = _box_average(
+                *self._read_source(src, source_rows, source_cols, bands),
+                (source_rows.start, source_cols.start),
+                (strip.start, cols.start),
+                (len(strip), len(cols)),
+                (self.source_height, self.source_width),
+                (self.height, self.width),
+            )
+            strips.append(averaged)
+        pixels, valid = zip(*strips, strict=True)
+        return np.concatenate(pixels, axis=1), np.concatenate(valid)
+
+
+def read_overview(
+    scene: Scene | str | Path, *, max_size: int, bands: Sequence[int]
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Read a whole scene, small: for a picture, not for measuring.
+
+    GDAL averages, from overviews if the file has them; without, it reads all of it.
+
+    Args:
+        scene: the scene, or the path of any raster, georeferenced or not.
+        max_size: most pixels of the longer side.
+        bands: which bands, counted from 1.
+
+    Returns:
+        Pixels of shape (bands, rows, cols) in the file's dtype, and validity of shape
+        (rows, cols). A scene on a coarser working grid gives the same as its source.
+
+    Raises:
+        RasterError: the file cannot be opened or read, or lacks a band.
+    """
+    if not isinstance(scene, Scene):
+        scene = Scene.open(scene, georeferenced=False, drivers=tuple(_MAGIC))
+    scene._check_bands(bands)
+    sides = scene.source_height, scene.source_width
+    height, width = (max(1, round(n * min(1, max_size / max(sides)))) for n in sides)
+    with _gdal("read", scene.path), scene._opened() as src:
+        shape = (len(bands), height, width)
+        nearest = src.read(list(bands), out_shape=shape)
+        void = scene._void(src, nearest, bands, out_shape=shape[1:])
+        pixels = src.read(list(bands), out_shape=shape, resampling=Resampling.average)
+    for collar in scene.collar:
+        cells = collar._cells(collar.flat, *map(range, collar.shape))
+        rows, cols = (
+            ((np.arange(n) + 0.5) * side / n).astype(int) // _CELL
+            for n, side in zip((height, width), sides, strict=True)
+        )
+        void |= cells[np.ix_(rows, cols)]
+    return pixels, ~void
+
+
+def read_tags(path: Path) -> dict[str, str]:
+    """Return the tags of a raster's header.
+
+    Raises:
+        RasterError: the file cannot be opened.
+    """
+    with _gdal("open", path), contextlib.closing(_open_quietly(path, "GTiff")) as src:
+        return dict(src.tags())
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; move it there only if the body succeeds.
+
+    A reader sees the old file or the new one, never half of one, and a run that was
+    killed leaves nothing that looks finished. What was written is on the disk, and
+    not only on its way there, when this returns.
+
+    Raises:
+        OutputError: the folder is missing or cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise OutputError(f"{_line(path)}: there is no folder {_line(path.parent)}")
+    if path.is_dir():
+        raise OutputError(f"{_line(path)}: is a folder; give the name of a file")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        with _output(path):
+            yield partial
+            _sync(partial)
+            os.replace(partial, path)
+            _sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            for stray in path.parent.glob(glob.escape(partial.stem) + "*"):
+                stray.unlink()
+
+
+def write_cog(
+    path: str | Path,
+    stripes: Iterable[NDArray[Any]],
+    *,
+    height: int,
+    width: int,
+    count: int,
+    dtype: str,
+    crs: CRS | None,
+    transform: Affine,
+    nodata: float | None = None,
+    colormap: Mapping[int, tuple[int, int, int, int]] | None = None,
+    descriptions: Sequence[str | None] = (),
+    tags: Mapping[str, str] | None = None,
+    overview_resampling: Literal["mode", "average"] = "mode",
+) -> None:
+    """Write a Cloud Optimized GeoTIFF from stripes, and see that it arrived.
+
+    rasterio drops what GDAL says on closing a file, so a disk that fills up can leave
+    a raster that opens and holds the wrong pixels, without any exception. Therefore:
+    whole blocks, no writer threads, and the result is read again, each stripe against
+    the checksum of what was given, before it takes its name. The same input gives the
+    same bytes.
+
+    Args:
+        path: where to; replaced if it is there.
+        stripes: arrays of shape (count, 512, width), the last one of as many rows as
+            are left; taken one at a time.
+        height: rows of all stripes together.
+        width: columns.
+        count: bands.
+        dtype: of the stripes.
+        crs: as in `rasterio`.
+        transform: as in `rasterio`.
+        nodata: value that means void.
+        colormap: color (red, green, blue, alpha) of each value; one band of uint8.
+        descriptions: name of each band.
+        tags: text to keep with the raster.
+        overview_resampling: "mode" for classes, "average" for amounts.
+
+    Raises:
+        OutputError: it could not be written whole; nothing is left behind.
+        ValueError: the stripes are not what was announced.
+    """
+    with replacing(path) as partial:
+        flat = partial.with_suffix(f".flat{partial.suffix}")
+        profile = {
+            "driver": "GTiff",
+            "height": height,
+            "width": width,
+            "count": count,
+            "dtype": dtype,
+            "crs": crs,
+            "transform": transform,
+            "nodata": nodata,
+            "tiled": True,
+            "blockxsize": COG_BLOCK,
+            "blockysize": COG_BLOCK,
+            "photometric": "minisblack",  # else GDAL takes a fourth byte for alpha
+            "compress": "deflate",
+            "zlevel": 1,
+            "bigtiff": "IF_SAFER",
+        }
+        with _env(), rasterio.open(flat, "w", **profile) as dst:
+            dst.update_tags(**dict(sorted((tags or {}).items())))
+            for band, description in enumerate(descriptions, 1):
+                dst.set_band_description(band, description or "")
+            if colormap is not None:
+                dst.write_colormap(1, dict(colormap))
+            checksums = _write_stripes(dst, stripes)
+        with _env():
+            rasterio.shutil.copy(
+                flat,
+                partial,
+                driver="COG",
+                blocksize=COG_BLOCK,
+                compress="deflate",
+                # differences of neighbours pack amounts better, and ids worse
+                predictor="yes" if overview_resampling == "average" else "no",
+                bigtiff="IF_SAFER",
+                overview_resampling=overview_resampling,
+            )
+        _verify(partial, checksums)
+
+
+COG_BLOCK = 512
+"""Side of a block of `write_cog`, and rows of a stripe."""
+
+
+def _write_stripes(dst: Any, stripes: Iterable[NDArray[Any]]) -> list[int]:
+    """Write full-width stripes of whole blocks; return the CRC-32 of each."""
+    checksums, row = [], 0
+    for stripe in stripes:
+        rows = min(COG_BLOCK, dst.height - row)
+        wanted = (dst.count, rows, dst.width)
+        if stripe.shape != wanted or rows == 0 or stripe.dtype != dst.dtypes[0]:
+            raise ValueError(
+                f"stripe at row {row} must be {dst.dtypes[0]} of shape {wanted}, "
+                f"got {stripe.dtype} of shape {stripe.shape}"
+            )
+        dst.write(stripe, window=((row, row + rows), (0, dst.width)))
+        checksums.append(zlib.crc32(np.ascontiguousarray(stripe).data))
+        row += rows
+    if row != dst.height:
+        raise ValueError(f"stripes end at row {row} of {dst.height}")
+    return checksums
+
+
+def _verify(path: Path, checksums: Sequence[int]) -> None:
+    """Read a COG again, overviews too.
+
+    Raises:
+        OutputError: a stripe is not what was written, or an overview is missing.
+    """
+    with _env(), _open_quietly(path, "GTiff") as src:
+        for index, checksum in enumerate(checksums):
+            rows = index * COG_BLOCK, min((index + 1) * COG_BLOCK, src.height)
+            pixels = src.read(window=(rows, (0, src.width)))
+            if zlib.crc32(pixels.data) != checksum:
+                raise OutputError(f"rows {rows[0]} to {rows[1]} read back otherwise")
+        for level in range(len(src.overviews(1))):
+            _verify_overview(path, level)
+
+
+def _verify_overview(path: Path, level: int) -> None:
+    with _open_quietly(path, "GTiff", overview_level=level) as src:
+        for band, (row, col), window in _blocks(src):
+            # a block that never arrived reads as nodata, without any complaint
+            if src.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", band) is None:
+                raise OutputError(f"overview {level} lacks block {row}, {col}")
+            src.read(band, window=window)
+
+
+def _blocks(src: DatasetReader) -> Iterator[tuple[int, tuple[int, int], Any]]:
+    for band in range(1, src.count + 1):
+        for index, window in src.block_windows(band):
+            yield band, index, window
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _output(path: Path) -> Iterator[None]:
+    """Turn what can go wrong in writing ``path`` into an OutputError of one line."""
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(_cannot("write", path, error) + _room(path)) from error
+    except GeounetError:
+        raise
+    except (RasterioError, CPLE_BaseError) as error:
+        raise OutputError(_cannot("write", path, error) + _room(path)) from error
+    except OSError as error:
+        if error.errno not in _OUTPUT_ERRNOS:
+            raise
+        raise OutputError(_cannot("write", path, error) + _room(path)) from error
+
+
+_OUTPUT_ERRNOS = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.EPERM,
+    errno.EROFS,
+}
+
+
+def _room(path: Path) -> str:
+    """Say how much room the disk of ``path`` has left, where that can be known."""
+    with contextlib.suppress(OSError):
+        return f" ({shutil.disk_usage(path.parent).free / 2**20:.0f} MiB free there)"
+    return ""
+
+
+@contextmanager
+def _gdal(
+    verb: str,
+    path: Path,
+    raised: tuple[type[BaseException], ...] = _WHAT_GDAL_RAISES,
+) -> Iterator[None]:
+    """Run the body under our GDAL settings; turn what it raises into a RasterError."""
+    try:
+        with _env():
+            yield
+    except GeounetError:
+        raise
+    except raised as error:
+        raise RasterError(_cannot(verb, path, error)) from error
+
+
+def _env() -> rasterio.Env:
+    return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES)
+
+
+def _cannot(verb: str, path: Path, error: BaseException) -> str:
+    """Make one line of an error and its causes; rasterio puts the reason there."""
+    reasons: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        text = _line(cause) or type(cause).__name__
+        if "See previous exception" not in text and text not in reasons:
+            reasons.append(text)
+        cause = cause.__cause__
+    return f"cannot {verb} {_line(path)}: {': '.join(reasons)}"
+
+
+def _line(text: object) -> str:
+    """Make text printable: a name may hold a newline or a terminal's escape codes."""
+    return "".join(
+        char if char.isprintable() else repr(char)[1:-1] for char in str(text).strip()
+    )
+
+
+def _open_dataset(path: Path, driver: str, **options: Any) -> DatasetReader:
+    return rasterio.open(path, driver=driver, **options)
+
+
+_QUIET = threading.Lock()
+
+
+def _open_quietly(path: Path, driver: str, **options: Any) -> DatasetReader:
+    """Open a file that may have no geotransform, of which rasterio would warn.
+
+    Filters of warnings belong to the process, hence the lock, and hence this is not
+    done for every file.
+    """
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return _open_dataset(path, driver, **options)
+
+
+def _open_first(path: Path, drivers: Sequence[str]) -> tuple[str, DatasetReader]:
+    """Open with the driver whose signature the file has.
+
+    rasterio 1.4 takes one driver for reading, not a list.
+    """
+    start = _first_bytes(path)
+    driver = next(d for d in drivers if start.startswith(_MAGIC[d]))
+    return driver, _open_quietly(path, driver)
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)
+
+
+def _check_file(path: Path, drivers: Sequence[str]) -> None:
+    """Look at a file before GDAL does: a FIFO would hang, a VRT would open.
+
+    Raises:
+        RasterError: it is missing, not a file, empty, unreadable, or of another format.
+    """
+    name = _line(path)
+    try:
+        status = path.stat()
+        str(path).encode()
+        start = _first_bytes(path) if stat.S_ISREG(status.st_mode) else b""
+    except FileNotFoundError as error:
+        raise RasterError(f"{name}: no such file") from error
+    except UnicodeEncodeError as error:
+        raise RasterError(f"{name}: its name is not UTF-8; rename it") from error
+    except OSError as error:
+        raise RasterError(f"{name}: cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
+        raise RasterError(f"{name}: is {what}; give a file")
+    if not start:
+        raise RasterError(f"{name}: is empty; copy or download it again")
+    if not start.startswith(tuple(itertools.chain(*(_MAGIC[d] for d in drivers)))):
+        wanted = " or ".join(drivers)
+        raise RasterError(f"{name}: is not {wanted}, but {_looks_like(start)}")
+
+
+def _looks_like(start: bytes) -> str:
+    text = start.lstrip().lower()
+    for magic, description in _LOOKS_LIKE:
+        if text.startswith(magic):
+            return description
+    return f"starts with {start[:16]!r}"
+
+
+def _check_limits(src: DatasetReader, path: Path, max_pixels: int) -> None:
+    """Refuse what is too large, or of a dtype that no model takes.
+
+    Raises:
+        RasterError: as above, with what to do about it.
+    """
+    name = _line(path)
+    if src.count > MAX_BANDS:
+        raise RasterError(f"{name}: has {src.count} bands; {MAX_BANDS} are accepted")
+    if src.width * src.height > max_pixels:
+        raise RasterError(
+            f"{name}: has {src.height} x {src.width} pixels, more than the limit of "
+            f"{max_pixels:.3g}; raise it with --max-pixels"
+        )
+    dtype = src.dtypes[0]
+    if dtype not in _DTYPES or len(set(src.dtypes)) > 1:
+        raise RasterError(
+            f"{name}: has pixels of {', '.join(sorted(set(src.dtypes)))}; wanted one "
+            "of 8, 16 or 32 bits, or a real number; convert it with gdal_translate -ot"
+        )
+    rows, cols = src.block_shapes[0]
+    bands = src.count if src.interleaving is Interleaving.pixel else 1
+    block_bytes = rows * cols * bands * np.dtype(dtype).itemsize
+    if block_bytes > MAX_BLOCK_BYTES:
+        raise RasterError(
+            f"{name}: has blocks of {rows} x {cols} pixels, {block_bytes >> 20} MiB "
+            f"each in memory; at most {MAX_BLOCK_BYTES >> 20} are accepted; re-tile "
+            "it with gdal_translate -co TILED=YES"
+        )
+
+
+def _check_complete(src: DatasetReader, path: Path) -> None:
+    """Compare where blocks end, the last and some before it, with the file's size.
+
+    Raises:
+        RasterError: the file is shorter than its own directory says.
+    """
+    if src.driver != "GTiff":
+        return
+    rows, cols = src.block_shapes[0]
+    across, down = -(-src.width // cols), -(-src.height // rows)
+    last = across * down - 1
+    step = max(1, last // _BLOCKS_LOOKED_AT)
+    looked_at = {*range(0, last, step), last}
+    ends = (
+        _block_end(src, band, *divmod(i, across))
+        for i in looked_at
+        for band in {1, src.count}
+    )
+    end, size = max(ends), path.stat().st_size
+    if end > size:
+        raise RasterError(
+            f"{_line(path)}: is truncated: it needs {end} bytes and has {size}; copy "
+            "or download it again"
+        )
+
+
+def _block_end(src: DatasetReader, band: int, row: int, col: int) -> int:
+    """Return the file offset after a block, 0 if it is not stored (sparse)."""
+    offset, size = (
+        src.get_tag_item(f"BLOCK_{what}_{col}_{row}", "TIFF", band)
+        for what in ("OFFSET", "SIZE")
+    )
+    return int(offset or 0) + int(size or 0) if offset else 0
+
+
+def _parse_crs(text: str) -> CRS:
+    try:
+        with _env():
+            return CRS.from_user_input(text)
+    except rasterio.errors.CRSError as error:
+        raise CRSError(
+            f"{_line(text)!r} is no coordinate reference system; wanted one like "
+            "EPSG:32633"
+        ) from error
+
+
+def _check_georeferenced(src: DatasetReader, path: Path, crs: CRS | None) -> None:
+    """Refuse what cannot be placed on the ground.
+
+    Raises:
+        CRSError: no CRS, no geotransform, or one that is not invertible.
+    """
+    name, transform = _line(path), src.transform
+    if transform == Affine.identity() and (src.gcps[0] or src.rpcs):
+        raise CRSError(
+            f"{name}: has ground control points or RPCs only; run gdalwarp on it first"
+        )
+    if transform == Affine.identity():
+        raise CRSError(
+            f"{name}: has no geotransform, so nobody knows where it lies; give it one "
+            "with gdal_translate -a_srs EPSG:... -a_ullr LEFT TOP RIGHT BOTTOM"
+        )
+    if not math.isfinite(sum(transform[:6])) or transform.determinant == 0:
+        raise CRSError(f"{name}: has an impossible geotransform {transform[:6]}")
+    if not crs:
+        raise CRSError(
+            f"{name}: has no coordinate reference system; name it with "
+            "--assume-crs EPSG:..."
+        )
+
+
+def _ground_size(crs: CRS | None, src: DatasetReader) -> float | None:
+    """Measure a pixel on the ground at the scene's centre, in metres.
+
+    Both steps of the pixel are measured as geodesics on the CRS's own ellipsoid
+    (Karney 2013, https://doi.org/10.1007/s00190-012-0578-z, by PROJ), since a metre
+    of EPSG:3857 is half a metre of ground at 60 degrees. None without a CRS, or with
+    one that has no place on a globe.
+    """
+    if not crs:
+        return None
+    row, col = src.height / 2, src.width / 2
+    ends = [(col - 0.5, row), (col + 0.5, row), (col, row - 0.5), (col, row + 0.5)]
+    x, y = np.transpose([src.transform * end for end in ends])
+    try:
+        system = pyproj.CRS.from_wkt(crs.to_wkt())
+        globe, geod = system.geodetic_crs, system.get_geod()
+        if globe is None or geod is None:
+            return None
+        to_globe = pyproj.Transformer.from_crs(system, globe, always_xy=True)
+        unit = globe.axis_info[0].unit_conversion_factor  # grads, in older French maps
+        lon, lat = np.degrees(np.multiply(to_globe.transform(x, y), unit))
+        _, _, steps = geod.inv(lon[::2], lat[::2], lon[1::2], lat[1::2])
+    except (pyproj.exceptions.ProjError, rasterio.errors.CRSError):
+        return None
+    size = math.sqrt(steps[0] * steps[1])
+    return size if 0 < size < math.inf else None
+
+
+def _validity_of(
+    src: DatasetReader, nodata: Nodata, *, collar: bool
+) -> tuple[MaskedBy, tuple[float | None, ...], tuple[Collar, ...]]:
+    """Find what says where there is imagery; see `Scene.open`."""
+    declared: tuple[float | None, ...] = src.nodatavals
+    if nodata == "none":
+        return "nothing", declared, ()
+    if nodata != "auto":
+        return "nodata", (float(nodata),) * src.count, ()
+    flags = set(src.mask_flag_enums[0])
+    if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
+        return "mask", declared, ()
+    if any(value is not None for value in declared):
+        return "nodata", declared, ()
+    if ColorInterp.alpha in src.colorinterp:
+        return "alpha", declared, ()
+    found = _find_collar(src) if collar and _may_have_collar(src) else ()
+    return ("collar" if found else "nothing"), declared, found
+
+
+def _all_nodata(
+    pixels: NDArray[Any], values: Sequence[float | None]
+) -> NDArray[np.bool_]:
+    """Say where all bands hold their nodata value."""
+    void = np.ones(pixels.shape[1:], dtype=bool)
+    for band, value in zip(pixels, values, strict=True):
+        void &= _equals(band, value)
+    return void
+
+
+def _equals(band: NDArray[Any], value: float | None) -> Any:
+    """Compare with a nodata value, which may be one that the dtype cannot hold."""
+    if value is None:
+        return np.False_
+    if np.issubdtype(band.dtype, np.floating):
+        if math.isnan(value):
+            return np.isnan(band)
+        with np.errstate(over="ignore"):  # -1.8e308 in a file of float32
+            return band == np.asarray(value).astype(band.dtype)
+    limits = np.iinfo(band.dtype)
+    if limits.min <= value <= limits.max and value == int(value):
+        return band == int(value)
+    return np.False_
+
+
+def _may_have_collar(src: DatasetReader) -> bool:
+    return src.dtypes[0] in _RINGING and ColorInterp.palette not in src.colorinterp
+
+
+def _collar_bands(src: DatasetReader) -> list[int]:
+    """The bands that must agree on a flat color; the first three are plenty."""
+    return list(range(1, min(src.count, _COLLAR_BANDS) + 1))
+
+
+def _find_collar(src: DatasetReader) -> tuple[Collar, ...]:
+    """Find collars of flat black and flat white that are tied to the scene's edge.
+
+    Cells of 16 x 16 pixels are flat or not; those that hang together with the border
+    through flat cells (side by side) are collar. Dark water is not: its pixels are
+    not all exactly 0. The border is looked at first, and the rest only if need be.
+    """
+    most = np.iinfo(src.dtypes[0]).max
+    tolerance = _RINGING[src.dtypes[0]]
+    border = _border_cells(src, most, tolerance)
+    if not any(flat.any() for flat, _ in border.values()):
+        return ()
+    cells = {color: np.zeros(_cell_shape(src), dtype=bool) for color in border}
+    for rows, cols in _cell_windows(src):
+        pixels = _read_cells(src, rows, cols)
+        for color, flat in cells.items():
+            flat[rows.start : rows.stop, cols.start : cols.stop] = _whole(
+                _near(pixels, color, 0)
+            )
+    collars = []
+    for color, (seed, line) in border.items():
+        flat = _spread(seed, cells[color])
+        if flat.any():
+            tips = _tips(_spread(flat, flat | line) & ~flat)
+            collars.append(Collar.of(flat, tips, color=color, tolerance=tolerance))
+    return tuple(collars)
+
+
+def _tips(lined: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Add to cells lined by collar their neighbors along the scene's border.
+
+    A slanted collar ends in one of those, away from all flat cells: the flat cell
+    that it would touch lies outside the scene.
+    """
+    border = np.ones(lined.shape, dtype=bool)
+    border[1:-1, 1:-1] = False
+    return _touching(np.pad(lined, 1)) & border
+
+
+def _touching(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Say which cells are True or touch one that is; the outermost ring is dropped."""
+    around = np.lib.stride_tricks.sliding_window_view(cells, (3, 3))
+    return np.asarray(around.any(axis=(2, 3)))
+
+
+def _border_cells(
+    src: DatasetReader, most: int, tolerance: int
+) -> dict[int, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Look at the cells along the scene's border, for black and for white.
+
+    Returns:
+        For each color two arrays of all cells, False inside the scene: cells that
+        are flat, and cells whose outermost line of pixels is of the color, ringing
+        included. The latter hold the tip of a wedge too narrow to fill a cell.
+    """
+    shape = _cell_shape(src)
+    found = {c: (np.zeros(shape, bool), np.zeros(shape, bool)) for c in (0, int(most))}
+    all_rows, all_cols = range(shape[0]), range(shape[1])
+    for rows, cols, line in (
+        (all_rows[:1], all_cols, np.s_[:, :1, :]),
+        (all_rows[-1:], all_cols, np.s_[:, -1:, :]),
+        (all_rows, all_cols[:1], np.s_[:, :, :1]),
+        (all_rows, all_cols[-1:], np.s_[:, :, -1:]),
+    ):
+        pixels = _read_cells(src, rows, cols)
+        here = np.s_[rows.start : rows.stop, cols.start : cols.stop]
+        for color, (flat, near) in found.items():
+            flat[here] |= _whole(_near(pixels, color, 0))
+            near[here] |= _whole(_near(pixels[line], color, tolerance))
+    return found
+
+
+def _cell_shape(src: DatasetReader) -> tuple[int, int]:
+    return -(-src.height // _CELL), -(-src.width // _CELL)
+
+
+def _cell_windows(src: DatasetReader) -> Iterator[tuple[range, range]]:
+    """Cut the cells of a scene into windows of whole block rows, of bounded size."""
+    height, width = _cell_shape(src)
+    down = -(-max(src.block_shapes[0][0], 256) // _CELL)
+    across = max(1, _STRIP_BYTES // (down * _CELL**2 * _COLLAR_BANDS * 4))
+    for row in range(0, height, down):
+        for col in range(0, width, across):
+            yield range(height)[row : row + down], range(width)[col : col + across]
+
+
+def _read_cells(src: DatasetReader, rows: range, cols: range) -> NDArray[Any]:
+    """Read whole cells, or what the scene has of them."""
+    window = (
+        (rows.start * _CELL, min(rows.stop * _CELL, src.height)),
+        (cols.start * _CELL, min(cols.stop * _CELL, src.width)),
+    )
+    pixels: NDArray[Any] = src.read(_collar_bands(src), window=window)
+    return pixels
+
+
+def _near(pixels: NDArray[Any], color: int, tolerance: int) -> NDArray[np.bool_]:
+    """Say where all bands are within ``tolerance`` of black (0) or of white."""
+    near = pixels <= tolerance if color == 0 else pixels >= color - tolerance
+    return np.asarray(near.all(axis=0))
+
+
+def _whole(pixels: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Reduce to cells: True where all pixels of one are; cells may be cut short."""
+    starts = [range(0, size, _CELL) for size in pixels.shape]
+    by_row: NDArray[np.bool_] = np.logical_and.reduceat(pixels, starts[0], axis=0)
+    whole: NDArray[np.bool_] = np.logical_and.reduceat(by_row, starts[1], axis=1)
+    return whole
+
+
+def _pack(cells: NDArray[np.bool_]) -> bytes:
+    return zlib.compress(np.packbits(cells, axis=1).tobytes())
+
+
+def _cells_of(pixels: range) -> range:
+    return range(pixels.start // _CELL, -(-pixels.stop // _CELL))
+
+
+def _wider(span: range) -> range:
+    return range(span.start - 1, span.stop + 1)
+
+
+def _mirrored(start: int, stop: int, size: int) -> NDArray[np.intp]:
+    """Return which pixel of ``size`` stands at each place from ``start`` to ``stop``.
+
+    The border pixel is the mirror and is not repeated, as in `numpy.pad`'s "reflect";
+    a scene of one pixel repeats it.
+    """
+    period = max(2 * (size - 1), 1)
+    places = np.abs(np.arange(start, stop)) % period
+    return np.minimum(places, period - places) if size > 1 else places * 0
+
+
+def _source_span(span: range, size: int, source_size: int) -> range:
+    """Return the source pixels that lie, wholly or in part, under working pixels."""
+    start, stop = span.start * source_size, span.stop * source_size
+    return range(start // size, -(-stop // size))
+
+
+@numba.njit(cache=True, nogil=True)
+def _spread(seed: NDArray[np.bool_], through: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return what of ``through`` hangs together with ``seed``, side by side.
+
+    Sweeps down and up until one changes nothing: no memory but the answer's.
+    """
+    rows, cols = seed.shape
+    reached = seed & through
+    changed = True
+    while changed:
+        changed = False
+        for step in (1, -1):
+            for i in range(rows):
+                row = i if step == 1 else rows - 1 - i
+                for j in range(cols):
+                    col = j if step == 1 else cols - 1 - j
+                    if reached[row, col] or not through[row, col]:
+                        continue
+                    if (
+                        (row > 0 and reached[row - 1, col])
+                        or (row + 1 < rows and reached[row + 1, col])
+                        or (col > 0 and reached[row, col - 1])
+                        or (col + 1 < cols and reached[row, col + 1])
+                    ):
+                        reached[row, col] = True
+                        changed = True
+    return reached
+
+
+@numba.njit(cache=True, nogil=True)
+def _box_average(  # noqa: PLR0917  numba wants them so
+    pixels: NDArray[Any],
+    valid: NDArray[np.bool_],
+    origin: tuple[int, int],
+    first: tuple[int, int],
+    size: tuple[int, int],
+    source_shape: tuple[int, int],
+    shape: tuple[int, int],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Average source pixels over working pixels, weighted by the area they share.
+
+    Positions are counted in 1/height and 1/width of a source pixel, where edges of
+    both grids are whole numbers, and from the scene's corner: weights are exact, and
+    a working pixel's sum runs over the same numbers in the same order in any window.
+
+    Args:
+        pixels: source window, shape (bands, rows, cols).
+        valid: which of them are imagery, shape (rows, cols).
+        origin: the window's first source row and column.
+        first: the first working row and column wanted.
+        size: how many of them.
+        source_shape: rows and columns of the whole source.
+        shape: rows and columns of the whole working grid.
+
+    Returns:
+        Means, shape (bands, *size), and whether at least half the area is imagery.
+    """
+    bands, height, width = pixels.shape[0], size[0], size[1]
+    out = np.zeros((bands, height, width), dtype=np.float32)
+    out_valid = np.zeros((height, width), dtype=np.bool_)
+    whole = source_shape[0] * source_shape[1]
+    sums = np.zeros(bands, dtype=np.float64)
+    for i in range(height):
+        top = (first[0] + i) * source_shape[0]
+        bottom = top + source_shape[0]
+        for j in range(width):
+            left = (first[1] + j) * source_shape[1]
+            right = left + source_shape[1]
+            area = 0
+            sums[:] = 0.0
+            for row in range(top // shape[0], -(-bottom // shape[0])):
+                y = row * shape[0]
+                tall = min(y + shape[0], bottom) - max(y, top)
+                for col in range(left // shape[1], -(-right // shape[1])):
+                    if not valid[row - origin[0], col - origin[1]]:
+                        continue
+                    x = col * shape[1]
+                    shared = tall * (min(x + shape[1], right) - max(x, left))
+                    area += shared
+                    for band in range(bands):
+                        value = pixels[band, row - origin[0], col - origin[1]]
+                        sums[band] += shared * np.float64(value)
+            out_valid[i, j] = 2 * area >= whole
+            if area > 0:
+                for band in range(bands):
+                    out[band, i, j] = sums[band] / area
+    return out, out_valid
+
+
+def gdal_version() -> str:
+    """Return the version of GDAL that rasterio carries."""
+    return str(rasterio.__gdal_version__)

@@ -1,0 +1,91 @@
+"""Pictures of results: the scene beside what was found in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from geounet.classes import NODATA, ClassTable
+from geounet.raster import Scene, read_overview, replacing
+from geounet.stitching import Parts
+
+PREVIEW_SIZE = 1200
+"""Longer side of each half of a preview, in pixels."""
+OPACITY = 0.65
+PAPER, INK = (255, 255, 255), (40, 40, 40)
+
+
+def write_preview(
+    path: Path, scene: Scene, parts: Parts, shown: ClassTable, *, bands: Sequence[int]
+) -> None:
+    """Write a PNG with the scene on the left and the mask over it on the right.
+
+    Args:
+        path: where the picture goes.
+        scene: the imagery.
+        parts: the staged mask of it.
+        shown: classes to colour, and the legend.
+        bands: the model's bands of the scene; the first three, or one, are shown.
+    """
+    visible = bands[:3] if len(bands) >= 3 else bands[:1]
+    pixels, validity = read_overview(scene, max_size=PREVIEW_SIZE, bands=visible)
+    picture = as_picture(pixels, validity)
+    mask = parts.decimated("mask", height=picture.shape[0], width=picture.shape[1])
+    halves = [picture, overlay(picture, mask, shown)]
+    with replacing(path) as partial:
+        _compose(halves, shown).save(partial, format="PNG")
+
+
+def as_picture(
+    pixels: NDArray[np.generic], validity: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """Return (rows, cols, 3) uint8, white where there is no imagery.
+
+    8-bit imagery is shown as it is, anything else stretched between the 2nd and 98th
+    percentile of its valid pixels.
+    """
+    values = pixels.astype(np.float32)
+    if pixels.dtype != np.uint8 and validity.any():
+        low, high = np.percentile(values[:, validity], (2, 98))
+        values = (values - low) * (255 / max(high - low, 1e-6))
+    values[:, ~validity] = 255
+    picture = np.rint(values.clip(0, 255)).astype(np.uint8).transpose(1, 2, 0)
+    return np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
+
+
+def overlay(
+    picture: NDArray[np.uint8], mask: NDArray[np.uint8], shown: ClassTable
+) -> NDArray[np.uint8]:
+    """Lay the colours of the classes over a picture in shades of grey."""
+    grey = picture.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    out = 0.6 * grey + 0.4 * picture
+    for entry in shown.entries:
+        where = mask == entry.id
+        out[where] += OPACITY * (np.array(entry.rgb) - out[where])
+    out[mask == NODATA] = 255
+    return np.rint(out).astype(np.uint8)
+
+
+def _compose(halves: Sequence[NDArray[np.uint8]], shown: ClassTable) -> Image.Image:
+    """Put pictures side by side with a legend below."""
+    gap, legend = 12, 40
+    height, width = halves[0].shape[:2]
+    canvas = Image.new(
+        "RGB",
+        (len(halves) * width + (len(halves) + 1) * gap, height + 2 * gap + legend),
+        PAPER,
+    )
+    for number, half in enumerate(halves):
+        canvas.paste(Image.fromarray(half), (gap + number * (width + gap), gap))
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=18)
+    left, top = gap, height + 2 * gap
+    for entry in shown.entries:
+        draw.rectangle((left, top + 6, left + 22, top + 28), fill=entry.rgb)
+        draw.text((left + 30, top + 5), entry.name, fill=INK, font=font)
+        left += 54 + int(draw.textlength(entry.name, font=font))
+    return canvas

@@ -1,0 +1,158 @@
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from geounet.errors import ModelError
+from geounet.model import (
+    CARD_KEY,
+    Architecture,
+    BandCard,
+    Card,
+    ClassCard,
+    load_card,
+    load_model,
+    save_model,
+    select_bands,
+)
+
+CARD = Card(
+    name="tiny",
+    architecture=Architecture(base=4, depth=1, stem=1),
+    classes=(
+        ClassCard(name="building", colour="#ff0000"),
+        ClassCard(name="water", colour="#0000ff"),
+    ),
+    bands=tuple(BandCard(name=n, mean=100, std=50) for n in ("red", "green", "blue")),
+    ground_size=0.5,
+    ground_size_range=(0.3, 1.0),
+)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "tiny.safetensors"
+    save_model(path, CARD.network(), CARD)
+    return path
+
+
+def test_a_model_comes_back_as_it_was_saved(saved: Path) -> None:
+    model = load_model(saved)
+    assert model.card == CARD
+    stored = load_file(saved)
+    for name, value in model.network.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(value, stored[name].float(), rtol=0, atol=0)
+
+
+def test_kernels_are_stored_in_half_and_statistics_in_full(saved: Path) -> None:
+    stored = load_file(saved)
+    assert stored["bottom.conv1.weight"].dtype == torch.float16
+    assert stored["bottom.norm1.running_var"].dtype == torch.float32
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path, saved: Path) -> None:
+    torch.manual_seed(0)
+    save_model(tmp_path / "again.safetensors", CARD.network(), CARD)
+    assert (tmp_path / "again.safetensors").read_bytes() == saved.read_bytes()
+
+
+def test_a_model_is_ready_for_inference(saved: Path) -> None:
+    assert not any(module.training for module in load_model(saved).network.modules())
+
+
+def test_a_pickle_is_refused_without_being_opened(tmp_path: Path) -> None:
+    touched = tmp_path / "touched"
+
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (touched,)
+
+    bare, zipped = tmp_path / "model.pkl", tmp_path / "model.pt"
+    bare.write_bytes(pickle.dumps(Trap()))
+    torch.save({"weight": torch.zeros(1)}, zipped)
+    for path in (bare, zipped):
+        with pytest.raises(ModelError, match=r"is a pickle.*safetensors only"):
+            load_model(path)
+    assert not touched.exists()
+
+
+def test_a_name_that_is_no_model_lists_the_shipped_ones() -> None:
+    with pytest.raises(ModelError, match=r"no model file nowhere.*aerial-rgb-05m"):
+        load_model("nowhere")
+
+
+def test_weights_without_a_card_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bare.safetensors"
+    save_file({"weight": torch.zeros(1)}, path)
+    with pytest.raises(ModelError, match="no geounet card"):
+        load_card(path)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path, saved: Path) -> None:
+    path = tmp_path / "half.safetensors"
+    path.write_bytes(saved.read_bytes()[:100])
+    with pytest.raises(ModelError, match=r"half\.safetensors is not a \.safetensors"):
+        load_card(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"classes": []}, "classes"),
+        ({"ground_size": -1}, "ground_size"),
+        ({"activation": "softplus"}, "activation"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_card_that_says_nonsense_is_refused_by_field(
+    tmp_path: Path, saved: Path, change: dict[str, object], complaint: str
+) -> None:
+    card = json.loads(CARD.model_dump_json()) | change
+    path = tmp_path / "odd.safetensors"
+    save_file(load_file(saved), path, metadata={CARD_KEY: json.dumps(card)})
+    with pytest.raises(ModelError, match=rf"card of .*odd.* not valid: {complaint}"):
+        load_card(path)
+
+
+def test_weights_that_do_not_fit_are_listed(tmp_path: Path, saved: Path) -> None:
+    weights = load_file(saved)
+    weights["head.weight"] = weights["head.weight"][:1]
+    weights["stranger"] = weights.pop("head.bias")
+    path = tmp_path / "odd.safetensors"
+    save_file(weights, path, metadata={CARD_KEY: CARD.model_dump_json()})
+    with pytest.raises(
+        ModelError, match=r"head\.weight is .*missing head\.bias; unexpected stranger"
+    ):
+        load_model(path)
+
+
+def test_an_unknown_class_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ModelError, match="no class 'river'.*building, water"):
+        CARD.class_id("river")
+    assert CARD.class_id("water") == 2
+
+
+def test_bands_are_the_first_ones_unless_chosen() -> None:
+    assert select_bands(CARD, None, count=4) == (1, 2, 3)
+    assert select_bands(CARD, (4, 2, 1), count=4) == (4, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("bands", "count", "complaint"),
+    [
+        (None, 1, r"has 1 band; model tiny wants 3 \(red, green, blue\)"),
+        ((1, 2), 4, "2 bands chosen; model tiny wants 3"),
+        ((1, 2, 5), 4, "--bands"),
+        ((0, 1, 2), 4, "--bands"),
+    ],
+)
+def test_bands_that_do_not_fit_are_refused(
+    bands: tuple[int, ...] | None, count: int, complaint: str
+) -> None:
+    with pytest.raises(ModelError, match=complaint):
+        select_bands(CARD, bands, count=count)

@@ -1,0 +1,926 @@
+"""Oracles: rasterio's own reads, numpy.pad, dense matrices, and rio-cogeo."""
+
+import math
+import os
+import pickle
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from errno import ENOENT, ENOSPC
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import rasterio.shutil
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
+from rio_cogeo.cogeo import cog_validate
+from scipy import ndimage
+
+from geounet import raster
+from geounet.errors import CRSError, GeounetError, OutputError, RasterError
+from geounet.raster import COG_BLOCK, Scene, read_overview, replacing, write_cog
+from geounet.tiling import TileGrid, Window
+from tests.conftest import WriteRaster
+
+UTM = CRS.from_epsg(32633)
+GRID = Affine(2.0, 0, 500_000, 0, -2.0, 5_000_000)
+ROTATED = Affine(1.7, 0.3, 500_000.1, 0.4, -1.9, 5_000_000.7)
+SOUTH_UP = Affine(2.0, 0, 500_000, 0, 2.0, 5_000_000)
+
+
+def noise(*shape: int, dtype: str = "uint8", low: int = 1) -> NDArray[Any]:
+    """Pixels that are neither black nor white."""
+    rng = np.random.default_rng(7)
+    return rng.integers(low, 200, shape).astype(dtype)
+
+
+def whole(scene: Scene) -> Window:
+    return Window(row_off=0, col_off=0, height=scene.height, width=scene.width)
+
+
+def padded(array: NDArray[Any], window: Window) -> NDArray[Any]:
+    """The oracle of mirroring: numpy.pad, then a plain slice."""
+    rims = [(0, 0)] * (array.ndim - 2)
+    for size, (start, stop) in zip(array.shape[-2:], window.ranges, strict=True):
+        rims.append((max(0, -start), max(0, stop - size)))
+    top, left = rims[-2][0] + window.row_off, rims[-1][0] + window.col_off
+    grown = np.pad(array, rims, mode="reflect")
+    return grown[..., top : top + window.height, left : left + window.width]
+
+
+windows = st.builds(
+    Window,
+    row_off=st.integers(-60, 60),
+    col_off=st.integers(-60, 60),
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+)
+
+
+# Reading -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scenes")
+
+
+@pytest.fixture(scope="module")
+def holed(folder: Path) -> Scene:
+    """47 x 61 pixels of 0.5 m with holes of nodata."""
+    pixels = noise(2, 47, 61, low=0) // 40 * 40
+    path = folder / "holed.tif"
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        count=2,
+        height=47,
+        width=61,
+        dtype="uint8",
+        crs=UTM,
+        transform=Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000),
+        nodata=0,
+    ) as dst:
+        dst.write(pixels)
+    return Scene.open(path)
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (1, 30), (30, 1), (2, 3), (1, 1)])
+def test_a_window_is_what_rasterio_reads_mirrored_outside(
+    folder: Path, shape: tuple[int, int]
+) -> None:
+    path = folder / f"{shape}.tif"
+    pixels = noise(2, *shape, dtype="uint16")
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        count=2,
+        height=shape[0],
+        width=shape[1],
+        dtype="uint16",
+        crs=UTM,
+        transform=GRID,
+        nodata=3,
+    ) as dst:
+        dst.write(pixels)
+    scene = Scene.open(path)
+    with rasterio.open(path) as src:
+        plain = src.read([2, 1])
+
+    @given(windows)
+    @settings(max_examples=25)
+    def check(window: Window) -> None:
+        got, valid = scene.read(window, [2, 1])
+        np.testing.assert_array_equal(got, padded(plain, window))
+        np.testing.assert_array_equal(valid, padded((plain != 3).any(0), window))
+        assert got.dtype == np.uint16
+
+    check()
+
+
+def test_stitching_the_cores_gives_the_image_back(write_raster: WriteRaster) -> None:
+    pixels = noise(2, 70, 90, dtype="uint16")
+    scene = Scene.open(write_raster(pixels))
+    stitched = np.zeros_like(pixels)
+    for tile in TileGrid(height=70, width=90, tile_size=32, halo=4):
+        rows, cols = tile.core.within(tile.read)
+        (top, bottom), (left, right) = tile.core.ranges
+        read, _ = scene.read(tile.read, [1, 2])
+        stitched[:, top:bottom, left:right] = read[:, rows, cols]
+    np.testing.assert_array_equal(stitched, pixels)
+
+
+def test_a_scene_can_be_sent_to_a_worker(write_raster: WriteRaster) -> None:
+    pixels = noise(3, 64, 64)
+    pixels[:, :, :32] = 0
+    scene = Scene.open(write_raster(pixels)).resampled_to(3.0)
+    assert scene.masked_by == "collar"
+    assert pickle.loads(pickle.dumps(scene)) == scene
+
+
+@pytest.mark.parametrize("band", [0, 4, -1])
+def test_a_band_that_is_not_there_is_named(
+    write_raster: WriteRaster, band: int
+) -> None:
+    scene = Scene.open(write_raster(noise(3, 8, 8)))
+    with pytest.raises(RasterError, match=f"has bands 1 to 3, got {band}"):
+        scene.read(whole(scene), [1, band])
+
+
+def test_damage_found_while_reading_is_told_with_its_cause(
+    write_raster: WriteRaster,
+) -> None:
+    path = write_raster(noise(1, 64, 64), compress="deflate")
+    data = bytearray(path.read_bytes())
+    with rasterio.open(path) as src:
+        offset = int(src.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", 1))
+    data[offset : offset + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    with pytest.raises(RasterError, match=r"cannot \w+ .*scene\.tif: .*ZIPDecode"):
+        scene = Scene.open(path)
+        scene.read(whole(scene), [1])
+
+
+# Coarser working grids ---------------------------------------------------------------
+
+
+def overlaps(size: int, source: int) -> NDArray[np.float64]:
+    """Length that each working pixel shares with each source pixel: (size, source)."""
+    edges = np.arange(size + 1) * source / size
+    cells = np.arange(source)
+    low = np.maximum(edges[:-1, None], cells)
+    high = np.minimum(edges[1:, None], cells + 1)
+    return np.asarray(np.clip(high - low, 0, None))
+
+
+@pytest.mark.parametrize("ground_size", [0.6, 0.75, 1.0, 3.3, 500.0])
+def test_a_coarse_pixel_is_the_mean_of_the_imagery_under_it(
+    holed: Scene, ground_size: float
+) -> None:
+    with rasterio.open(holed.path) as src:
+        source = src.read().astype(float)
+    scene = holed.resampled_to(ground_size)
+    valid = (source != 0).any(0)
+    down, across = overlaps(scene.height, 47), overlaps(scene.width, 61)
+    area = down @ valid @ across.T
+    sums = down @ (source * valid) @ across.T
+    mean = np.divide(sums, area, out=np.zeros_like(sums), where=area > 1e-9)
+    full = 47 * 61 / scene.height / scene.width
+
+    pixels, validity = scene.read(whole(scene), [1, 2])
+
+    assert pixels.dtype == np.float32
+    np.testing.assert_allclose(pixels, mean, rtol=1e-6)
+    sure = np.abs(area / full - 0.5) > 1e-9
+    np.testing.assert_array_equal(validity[sure], (area / full > 0.5)[sure])
+
+
+@given(windows, st.sampled_from([0.7, 1.0, 1.9]))
+def test_a_coarse_pixel_does_not_depend_on_its_window(
+    holed: Scene, window: Window, ground_size: float
+) -> None:
+    scene = holed.resampled_to(ground_size)
+    pixels, valid = scene.read(whole(scene), [2, 1])
+    got, got_valid = scene.read(window, [2, 1])
+    np.testing.assert_array_equal(got, padded(pixels, window))
+    np.testing.assert_array_equal(got_valid, padded(valid, window))
+
+
+def test_half_an_area_of_imagery_is_enough(write_raster: WriteRaster) -> None:
+    pixels = np.array([[[9, 0, 9, 0, 0, 0], [0, 9, 0, 0, 0, 0]]], dtype="uint8")
+    scene = Scene.open(write_raster(pixels, nodata=0, metres=1)).resampled_to(2.0)
+    read, valid = scene.read(whole(scene), [1])
+    assert valid.tolist() == [[True, False, False]]
+    assert read.tolist() == [[[9, 9, 0]]]
+
+
+def test_a_coarse_read_in_strips_is_the_same(
+    holed: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = holed.resampled_to(1.3)
+    at_once = scene.read(whole(scene), [1, 2])
+    monkeypatch.setattr(raster, "_STRIP_BYTES", 1000)
+    for one, other in zip(at_once, scene.read(whole(scene), [1, 2]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("transform", [GRID, ROTATED, SOUTH_UP])
+def test_a_working_grid_has_the_extent_of_its_scene(
+    write_raster: WriteRaster, transform: Affine
+) -> None:
+    scene = Scene.open(write_raster(noise(1, 30, 50), transform=transform))
+    coarse = scene.resampled_to(7.1)
+    assert scene.transform == transform  # bit for bit
+    assert (coarse.height, coarse.width) != (30, 50)
+    for row, col in [(0, 0), (0, 1), (1, 0), (1, 1)]:
+        corner = transform * (col * 50, row * 30)
+        moved = coarse.transform * (col * coarse.width, row * coarse.height)
+        assert moved == pytest.approx(corner, abs=1e-8)
+    assert coarse.source_transform == transform
+
+
+def test_a_scene_is_never_made_finer(write_raster: WriteRaster) -> None:
+    scene = Scene.open(write_raster(noise(1, 30, 50)))
+    assert scene.ground_size == pytest.approx(2.0, rel=1e-3)
+    assert scene.resampled_to(1.0) is scene
+    assert scene.resampled_to(2.015) is scene
+    assert scene.resampled_to(2.1).height == 29
+
+
+def test_a_scene_finer_than_one_working_pixel_keeps_one(
+    write_raster: WriteRaster,
+) -> None:
+    scene = Scene.open(write_raster(noise(1, 3, 60))).resampled_to(40.0)
+    assert (scene.height, scene.width) == (1, 3)
+    assert scene.read(whole(scene), [1])[0].shape == (1, 1, 3)
+
+
+# Ground size -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "expected"),
+    [
+        ("EPSG:32633", Affine(0.3, 0, 500_000, 0, -0.3, 5e6), 0.3 / 0.9996),
+        ("EPSG:3857", Affine(1, 0, 0, 0, -1, 8_399_737.889), 0.5 * 1.001),  # 60 north
+        ("EPSG:3857", Affine(1, 0, 0, 0, -1, 10), 0.9966),  # flattening, north-south
+        ("EPSG:4326", Affine(1e-5, 0, 9, 0, -1e-5, 0), 1.1094),
+        ("EPSG:2263", Affine(1, 0, 984_000, 0, -1, 200_000), 0.3048),  # US feet
+        ("EPSG:27572", Affine(1, 0, 600_000, 0, -1, 2.2e6), 1.0),  # grads, from Paris
+        ("EPSG:32633", Affine(0.6, 0.8, 5e5, 0.8, -0.6, 5e6), 1 / 0.9996),
+    ],
+)
+def test_the_ground_size_is_measured_on_the_ground(
+    write_raster: WriteRaster, crs: str, transform: Affine, expected: float
+) -> None:
+    scene = Scene.open(write_raster(noise(1, 4, 4), crs=crs, transform=transform))
+    assert scene.ground_size == pytest.approx(expected, rel=2e-3)
+
+
+def test_without_a_place_on_a_globe_there_is_no_ground_size(
+    write_raster: WriteRaster,
+) -> None:
+    site = 'LOCAL_CS["site",UNIT["metre",1]]'
+    scene = Scene.open(write_raster(noise(1, 4, 4), crs=site))
+    assert scene.ground_size is None
+    with pytest.raises(CRSError, match="cannot be resampled to 3 m"):
+        scene.resampled_to(3)
+
+
+# Validity ----------------------------------------------------------------------------
+
+
+def validity(path: Path, bands: tuple[int, ...], **options: Any) -> NDArray[np.bool_]:
+    scene = Scene.open(path, **options)
+    return scene.read(whole(scene), bands)[1]
+
+
+def test_a_pixel_is_void_where_all_bands_read_are_nodata(
+    write_raster: WriteRaster,
+) -> None:
+    pixels = np.array([[[0, 0, 5]], [[0, 5, 5]]], dtype="uint8")
+    path = write_raster(pixels, nodata=0)
+    with rasterio.open(path) as src:
+        np.testing.assert_array_equal(validity(path, (1, 2)), src.dataset_mask() > 0)
+    assert validity(path, (1,)).tolist() == [[False, False, True]]
+    assert validity(path, (2,)).tolist() == [[False, True, True]]
+
+
+def test_the_caller_may_say_what_nodata_is(write_raster: WriteRaster) -> None:
+    path = write_raster(np.array([[[0, 5, 7]]], dtype="uint8"), nodata=0)
+    assert validity(path, (1,), nodata=7).tolist() == [[True, True, False]]
+    assert validity(path, (1,), nodata="none").all()
+    assert validity(path, (1,), nodata=-9999).all()  # no uint8 is
+    assert validity(path, (1,), nodata=5.5).all()
+
+
+@pytest.mark.parametrize("internal", [True, False])
+def test_a_mask_wins_over_nodata(write_raster: WriteRaster, internal: bool) -> None:
+    mask = noise(20, 30) > 90
+    pixels = noise(3, 20, 30)
+    path = write_raster(pixels, nodata=50, mask=mask if internal else None)
+    if not internal:
+        with (
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False),
+            rasterio.open(path, "r+") as dst,
+        ):
+            dst.write_mask(mask)
+        assert path.with_name("scene.tif.msk").exists()
+    scene = Scene.open(path)
+    assert scene.masked_by == "mask"
+    np.testing.assert_array_equal(scene.read(whole(scene), (1, 2, 3))[1], mask)
+    assert validity(path, (1,), nodata="none").all()
+
+
+def test_alpha_is_validity_and_no_image(write_raster: WriteRaster) -> None:
+    pixels = noise(4, 6, 9)
+    pixels[3, :, :4] = 0
+    pixels[3, :, 4] = 1  # half transparent is imagery
+    path = write_raster(pixels, photometric="RGB", alpha="YES")
+    scene = Scene.open(path)
+    assert scene.masked_by == "alpha"
+    assert scene.image_bands == (1, 2, 3)
+    assert scene.colors == ("red", "green", "blue", "alpha")
+    np.testing.assert_array_equal(validity(path, (1, 2, 3)), pixels[3] > 0)
+    with pytest.raises(RasterError, match=r"alpha.*gdal_edit\.py -colorinterp_4"):
+        scene.read(whole(scene), (1, 4))
+
+
+@pytest.mark.parametrize("nodata", ["auto", "none", 3.0])
+def test_nan_and_infinity_are_never_imagery(
+    write_raster: WriteRaster, nodata: Any
+) -> None:
+    pixels = np.ones((2, 1, 4), dtype="float32")
+    pixels[0, 0, 0], pixels[1, 0, 1], pixels[1, 0, 2] = np.nan, np.inf, -np.inf
+    valid = validity(write_raster(pixels), (1, 2), nodata=nodata)
+    assert valid.tolist() == [[False, False, False, True]]
+
+
+def test_a_nodata_value_of_nan_or_beyond_float32_is_understood(
+    write_raster: WriteRaster,
+) -> None:
+    lowest = -3.4e38
+    pixels = np.array([[[lowest, 1, np.nan]]], dtype="float32")
+    path = write_raster(pixels, nodata=lowest)
+    assert validity(path, (1,)).tolist() == [[False, True, False]]
+    assert validity(path, (1,), nodata=-1.79e308).tolist() == [[True, True, False]]
+    assert validity(path, (1,), nodata=math.nan).tolist() == [[True, True, False]]
+
+
+# Collars -----------------------------------------------------------------------------
+
+
+def slanted(height: int, width: int, slope: float, start: float) -> NDArray[np.bool_]:
+    """True above a line that starts at row ``start`` and falls by ``slope`` a column"""
+    rows, cols = np.mgrid[:height, :width]
+    return np.asarray(rows < start - slope * cols)
+
+
+@pytest.mark.parametrize("color", [0, 255])
+def test_a_flat_collar_is_void_to_the_pixel(
+    write_raster: WriteRaster, color: int
+) -> None:
+    pixels = noise(3, 150, 170, low=40)
+    collar = slanted(150, 170, 0.6, 130)
+    pixels[:, collar] = color
+    path = write_raster(pixels)
+    np.testing.assert_array_equal(validity(path, (1, 2, 3)), ~collar)
+    assert validity(path, (1, 2, 3), nodata="none").all()
+
+
+def test_the_tip_of_a_collar_is_void_too(write_raster: WriteRaster) -> None:
+    pixels = noise(3, 64, 2000, low=40)
+    collar = slanted(64, 2000, 0.025, 40)  # the last 600 columns are under 16 px wide
+    pixels[:, collar] = 0
+    left_over = collar & validity(write_raster(pixels), (1, 2, 3))
+    assert left_over.sum() <= 16
+    assert (validity(write_raster(pixels), (1, 2, 3)) | collar).all()
+
+
+def test_jpeg_ringing_beside_a_collar_is_void(write_raster: WriteRaster) -> None:
+    pixels = noise(3, 320, 320, low=60)
+    pixels[:] = ndimage.gaussian_filter(pixels, (0, 3, 3))
+    collar = slanted(320, 320, 0.4, 200)
+    pixels[:, collar] = 0
+    path = write_raster(pixels, compress="jpeg", photometric="ycbcr", jpeg_quality=75)
+    valid = validity(path, (1, 2, 3))
+    inside = ndimage.binary_erosion(collar, iterations=3, border_value=1)
+    assert valid[inside].mean() < 0.0005  # at full ringing 0.02
+    assert valid[ndimage.binary_erosion(~collar, iterations=3, border_value=1)].all()
+
+
+def test_dark_water_is_no_collar(write_raster: WriteRaster) -> None:
+    pixels = noise(3, 200, 200, low=40)
+    rng = np.random.default_rng(3)
+    pixels[:, 20:180, 30:] = rng.integers(0, 9, (3, 160, 170))  # to the scene's edge
+    path = write_raster(pixels)
+    assert Scene.open(path).masked_by == "nothing"
+    assert validity(path, (1, 2, 3)).all()
+    pixels[:, :, :20] = 0  # and beside a true collar
+    valid = validity(write_raster(pixels), (1, 2, 3))
+    assert valid[:, 48:].all()
+    assert not valid[:, :20].any()
+
+
+def test_black_inside_the_scene_is_no_collar(write_raster: WriteRaster) -> None:
+    pixels = noise(3, 200, 200, low=40)
+    pixels[:, :16] = 0
+    pixels[:, 100:164, 100:164] = 0  # a roof
+    valid = validity(write_raster(pixels), (1, 2, 3))
+    assert valid[32:].all()
+
+
+def test_a_collar_does_not_depend_on_the_window_or_the_bands(
+    write_raster: WriteRaster,
+) -> None:
+    pixels = noise(4, 100, 90, low=40)
+    pixels[:3, slanted(100, 90, 0.5, 50)] = 0
+    pixels[0, 60:] = 0
+    scene = Scene.open(write_raster(pixels, photometric="minisblack"))
+    full_pixels, full = scene.read(whole(scene), (3, 4, 1))
+
+    @given(windows)
+    def check(window: Window) -> None:
+        got, valid = scene.read(window, (3, 4, 1))
+        np.testing.assert_array_equal(got, padded(full_pixels, window))
+        np.testing.assert_array_equal(valid, padded(full, window))
+        np.testing.assert_array_equal(scene.read(window, (4,))[1], valid)
+
+    check()
+
+
+@pytest.mark.parametrize(
+    "told", [{"nodata": 7}, {"mask": np.ones((40, 40), dtype=bool)}]
+)
+def test_what_a_file_declares_leaves_no_room_for_a_collar(
+    write_raster: WriteRaster, told: dict[str, Any]
+) -> None:
+    pixels = noise(3, 40, 40, low=40)
+    pixels[:, :32] = 0
+    assert validity(write_raster(pixels, **told), (1, 2, 3)).all()
+
+
+def test_ringing_is_not_looked_for_in_16_bits(write_raster: WriteRaster) -> None:
+    pixels = noise(1, 64, 64, dtype="uint16")
+    pixels[:, :40] = 0
+    valid = validity(write_raster(pixels), (1,))
+    assert not valid[:40].any()
+    assert valid[40:].all()
+
+
+def test_the_black_collar_of_a_real_mosaic_is_void(shared_data: Path) -> None:
+    scene = Scene.open(shared_data / "scenes" / "manila_river_rgb_010m.tif")
+    pixels, valid = scene.read(whole(scene), (1, 2, 3))
+    assert valid.mean() == pytest.approx(0.815, abs=0.002)
+    assert not valid[:400, :400].any()
+    parts, _ = ndimage.label(valid)
+    sizes = np.sort(np.bincount(parts.ravel())[1:])
+    assert sizes[:-1].sum() < 100  # specks left over: none larger than a few pixels
+    assert sizes[:-1].max() < 10
+    assert (pixels[:, valid].max(0) > 20).mean() > 0.995
+
+
+# What is refused ---------------------------------------------------------------------
+
+
+def test_a_file_that_is_no_tiff_is_told_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "scene.tif"
+    for content, complaint in {
+        b"": "is empty",
+        b"<!DOCTYPE html><html>404": "an HTML page: the download failed",
+        b"<VRTDataset rasterXSize='4'>": "a GDAL VRT",
+        b"version https://git-lfs.github.com/spec/v1": "git lfs pull",
+        b"\xff\xd8\xff\xe0": "a JPEG image",
+        b"hello": "starts with b'hello'",
+        b"II*\0\x08\0\0\0": "cannot open",
+    }.items():
+        path.write_bytes(content)
+        with pytest.raises(RasterError, match=complaint) as caught:
+            Scene.open(path)
+        assert "scene.tif" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_vrt_named_tif_is_not_followed(
+    write_raster: WriteRaster, tmp_path: Path
+) -> None:
+    rasterio.shutil.copy(write_raster(noise(1, 4, 4)), tmp_path / "v.tif", driver="VRT")
+    with rasterio.open(tmp_path / "v.tif") as src:
+        assert src.driver == "VRT"  # GDAL by itself would
+    with pytest.raises(RasterError, match="a GDAL VRT"):
+        Scene.open(tmp_path / "v.tif")
+
+
+def test_what_is_no_file_is_refused_without_being_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.tif")  # opening it would wait for ever
+    (tmp_path / "loop.tif").symlink_to(tmp_path / "loop.tif")
+    for name, complaint in {
+        "pipe.tif": "is a device or a pipe",
+        "loop.tif": "cannot be read",
+        "missing.tif": "no such file",
+        "a\n\x1b[2Jb.tif": r"a\\n\\x1b\[2Jb\.tif: no such file",
+        "": "is a folder",
+    }.items():
+        with pytest.raises(RasterError, match=complaint):
+            Scene.open(tmp_path / name)
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.9, 0.999])
+@pytest.mark.parametrize("options", [{}, {"compress": "deflate", "tiled": True}])
+def test_a_truncated_file_is_refused_before_it_is_read(
+    write_raster: WriteRaster, options: dict[str, Any], kept: float
+) -> None:
+    path = write_raster(noise(3, 300, 300), **options)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(RasterError, match=r"truncated: it needs \d+ bytes|cannot open"):
+        Scene.open(path)
+
+
+def test_an_image_that_is_nowhere_is_refused_with_a_remedy(
+    write_raster: WriteRaster,
+) -> None:
+    pixels = noise(1, 4, 4)
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("no crs", {"crs": None}, "--assume-crs EPSG"),
+        ("no place", {"transform": Affine.identity()}, "gdal_translate -a_srs"),
+        ("flat", {"transform": Affine(1, 1, 9, 1, 1, 9)}, "impossible geotransform"),
+    ]
+    for name, told, complaint in cases:
+        path = write_raster(pixels, name=f"{name}.tif", **told)
+        with pytest.raises(CRSError, match=complaint):
+            Scene.open(path)
+
+
+def test_ground_control_points_alone_are_no_place(write_raster: WriteRaster) -> None:
+    corners = [(0, 0, 9, 50), (0, 4, 9.1, 50), (4, 0, 9, 49.9)]
+    points = [GroundControlPoint(*corner) for corner in corners]
+    path = write_raster(
+        noise(1, 4, 4), transform=Affine.identity(), gcps=points, crs="EPSG:4326"
+    )
+    with pytest.raises(CRSError, match="ground control points or RPCs only; run gdalw"):
+        Scene.open(path)
+
+
+def test_a_crs_can_be_assumed_but_not_overruled(write_raster: WriteRaster) -> None:
+    path = write_raster(noise(1, 4, 4), crs=None)
+    assert Scene.open(path, assume_crs="EPSG:32633").crs == UTM
+    with pytest.raises(CRSError, match="'EPSG:0' is no coordinate reference system"):
+        Scene.open(path, assume_crs="EPSG:0")
+    named = write_raster(noise(1, 4, 4))
+    assert Scene.open(named, assume_crs="EPSG:3857").crs == UTM
+
+
+@pytest.mark.parametrize(("driver", "name"), [("PNG", "a.png"), ("JPEG", "a.jpg")])
+def test_a_picture_may_be_read_where_no_place_is_needed(
+    write_raster: WriteRaster, driver: str, name: str
+) -> None:
+    picture = np.full((3, 40, 50), 90, dtype="uint8")
+    path = write_raster(
+        picture, name=name, driver=driver, crs=None, transform=Affine.identity()
+    )
+    scene = Scene.open(path, georeferenced=False, drivers=("GTiff", "JPEG", "PNG"))
+    assert scene.crs is scene.ground_size is None
+    pixels, valid = scene.read(whole(scene), (1, 2, 3))
+    np.testing.assert_allclose(pixels, picture, atol=2)
+    assert valid.all()
+    with pytest.raises(RasterError, match="is not GTiff, but a"):
+        Scene.open(path, georeferenced=False)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "int64", "uint64"])
+def test_a_dtype_that_no_model_takes_is_refused(
+    write_raster: WriteRaster, dtype: str
+) -> None:
+    path = write_raster(np.ones((1, 4, 4), dtype=dtype))
+    with pytest.raises(RasterError, match=f"pixels of {dtype}.* gdal_translate -ot"):
+        Scene.open(path)
+
+
+def test_a_bomb_is_refused_before_it_goes_off(write_raster: WriteRaster) -> None:
+    path = write_raster(noise(1, 40, 40))
+    with pytest.raises(RasterError, match=r"40 x 40 pixels.* --max-pixels"):
+        Scene.open(path, max_pixels=1599)
+    assert Scene.open(path, max_pixels=1600).width == 40
+    with rasterio.open(
+        path.with_name("block.tif"),
+        "w",
+        driver="GTiff",
+        count=1,
+        height=20_000,
+        width=20_000,
+        dtype="uint8",
+        crs=UTM,
+        transform=GRID,
+        tiled=True,
+        blockxsize=20_000,
+        blockysize=20_000,
+        sparse_ok=True,
+    ):
+        pass
+    with pytest.raises(RasterError, match=r"381 MiB each.* -co TILED=YES"):
+        Scene.open(path.with_name("block.tif"))
+    with pytest.raises(RasterError, match="has 1001 bands; 1000 are accepted"):
+        Scene.open(write_raster(noise(1001, 1, 1), name="bands.tif"))
+
+
+def test_every_real_raster_opens_or_is_refused_in_one_line(shared_data: Path) -> None:
+    paths = [
+        *sorted((shared_data / "rasters").rglob("*.tif")),
+        *sorted((shared_data / "hostile").glob("*.tif")),
+    ]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    opened = 0
+    for path in paths:
+        try:
+            scene = Scene.open(path, georeferenced="hostile" not in path.parts)
+            corner = Window(row_off=-3, col_off=-3, height=40, width=40)
+            pixels, valid = scene.read(corner, scene.image_bands[:3])
+        except RasterError as error:
+            assert path.name in str(error)
+            assert "\n" not in str(error)
+        else:
+            opened += 1
+            assert pixels.shape[1:] == valid.shape == (40, 40)
+    assert len(paths) > 150
+    assert opened > 70
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 600 * 1024  # KiB
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rasterio/RGB2.byte.tif",  # .msk beside it
+        "rasterio/rgb_lzw.tif",  # nodata 0
+        "rio-cogeo/image_rgba_nodata.tif",  # nodata before alpha
+        "rio-cogeo/image_nan.tif",
+        "rio-cogeo/image_geos.tif",
+        "rio-tiler/cog_rgba.tif",
+        "rio-tiler/cog_nonearth.tif",  # -3.4e38
+        "rio-tiler/cog_uint8_rgb_mask.tif",
+    ],
+)
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NodataShadowWarning")
+def test_validity_is_that_of_gdal(shared_data: Path, name: str) -> None:
+    scene = Scene.open(shared_data / "rasters" / name)
+    with rasterio.open(scene.path) as src:
+        mask = src.dataset_mask() > 0
+    _, valid = scene.read(whole(scene), scene.image_bands)
+    np.testing.assert_array_equal(valid, mask)
+
+
+# Overviews ---------------------------------------------------------------------------
+
+
+def test_an_overview_is_small_and_knows_what_is_void(write_raster: WriteRaster) -> None:
+    pixels = np.full((3, 400, 200), 100, dtype="uint8")
+    pixels[:, :, 100:] = 200
+    pixels[:, :80] = 0
+    path = write_raster(pixels)
+    for scene in (path, Scene.open(path), Scene.open(path).resampled_to(9.0)):
+        small, valid = read_overview(scene, max_size=50, bands=(1, 3))
+        assert small.shape == (2, 50, 25)
+        assert (small[:, 11:, :12] == 100).all()
+        assert not valid[:10].any()
+        assert valid[10:].all()
+    assert read_overview(path, max_size=1000, bands=(1,))[0].shape == (1, 400, 200)
+    with pytest.raises(RasterError, match="bands 1 to 3, got 4"):
+        read_overview(path, max_size=50, bands=(4,))
+
+
+def test_an_overview_of_nodata_is_void(write_raster: WriteRaster) -> None:
+    pixels = noise(1, 100, 100)
+    pixels[:, 50:] = 0
+    path = write_raster(pixels, nodata=0)
+    _, valid = read_overview(path, max_size=20, bands=(1,))
+    assert valid[:10].all()
+    assert not valid[10:].any()
+
+
+# Writing -----------------------------------------------------------------------------
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as partial:
+        assert partial.parent == tmp_path
+        assert str(os.getpid()) in partial.name
+        assert partial.suffix == ".txt"
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_succeeds_replaces_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "out [1].txt"
+    path.write_text("old")
+    with replacing(path) as partial:
+        partial.write_text("new")
+        partial.with_name(partial.name + ".aux").write_text("stray")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_nothing_can_be_written_it_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="there is no folder"):
+        replacing(tmp_path / "missing" / "a.txt").__enter__()
+    with pytest.raises(OutputError, match="is a folder"):
+        replacing(tmp_path).__enter__()
+    with (
+        pytest.raises(OutputError, match=r"write .*a\.txt: .*No space.*MiB free there"),
+        replacing(tmp_path / "a.txt"),
+    ):
+        raise OSError(ENOSPC, "No space left on device")
+
+
+def test_only_what_concerns_the_output_becomes_an_output_error(tmp_path: Path) -> None:
+    for error in (FileNotFoundError(ENOENT, "x"), RasterError("input"), KeyError("k")):
+        with (
+            pytest.raises(type(error)) as caught,
+            replacing(tmp_path / "a.txt"),
+        ):
+            raise error
+        assert caught.value is error
+
+
+def stripes(pixels: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    for row in range(0, pixels.shape[1], COG_BLOCK):
+        yield pixels[:, row : row + COG_BLOCK]
+
+
+def write(path: Path, pixels: NDArray[Any], **options: Any) -> None:
+    count, height, width = pixels.shape
+    told: dict[str, Any] = {
+        "height": height,
+        "width": width,
+        "count": count,
+        "dtype": pixels.dtype.name,
+        "crs": UTM,
+        "transform": GRID,
+    }
+    write_cog(path, stripes(pixels), **told | options)
+
+
+def classes(height: int, width: int) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(5)
+    coarse = rng.choice([0, 3, 7, 255], (height // 25 + 1, width // 25 + 1))
+    fine = coarse.repeat(25, 0).repeat(25, 1)[None, :height, :width]
+    return fine.astype(np.uint8)
+
+
+PALETTE = {0: (0, 0, 0, 0), 3: (200, 30, 30, 255), 7: (30, 30, 200, 255)}
+
+
+@pytest.mark.parametrize("transform", [GRID, ROTATED, SOUTH_UP])
+def test_a_mask_arrives_whole_and_valid(tmp_path: Path, transform: Affine) -> None:
+    path, pixels = tmp_path / "mask.tif", classes(1300, 700)
+    write(
+        path,
+        pixels,
+        transform=transform,
+        nodata=255,
+        colormap=PALETTE,
+        descriptions=("class",),
+        tags={"GEOUNET_MODEL": "abc", "A": "1 < 2 & é"},
+    )
+    assert list(tmp_path.iterdir()) == [path]  # no .aux.xml, nothing temporary
+    valid, errors, warnings = cog_validate(path, strict=True, quiet=True)
+    assert valid, (errors, warnings)
+    with rasterio.open(path) as src:
+        np.testing.assert_array_equal(src.read(), pixels)
+        assert src.crs == UTM
+        assert src.transform == transform  # bit for bit
+        assert src.nodata == 255
+        assert src.descriptions == ("class",)
+        assert src.tags()["GEOUNET_MODEL"] == "abc"
+        assert src.tags()["A"] == "1 < 2 & é"
+        colors = src.colormap(1)
+        assert {value: colors[value] for value in PALETTE} | {0: 0} == PALETTE | {0: 0}
+        assert colors[0][:3] == (0, 0, 0)
+        levels = len(src.overviews(1))
+    assert levels >= 1
+    for level in range(levels):
+        with rasterio.open(path, overview_level=level) as src:
+            assert set(np.unique(src.read())) <= {0, 3, 7, 255}
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_scores_of_several_classes_arrive_too(tmp_path: Path, dtype: str) -> None:
+    path, pixels = tmp_path / "scores.tif", noise(4, 600, 530, dtype=dtype)
+    names = ("building", "road", "water", None)
+    write(path, pixels, overview_resampling="average", descriptions=names, crs=None)
+    assert cog_validate(path, strict=True, quiet=True)[0]
+    with rasterio.open(path) as src:
+        np.testing.assert_array_equal(src.read(), pixels)
+        assert src.descriptions == names
+        assert ColorInterp.alpha not in src.colorinterp  # GDAL's guess for four bytes
+        assert src.dtypes == (dtype,) * 4
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    pixels = classes(900, 900)
+    write(tmp_path / "a.tif", pixels, colormap=PALETTE, tags={"a": "1", "b": "2"})
+    write(tmp_path / "b.tif", pixels, colormap=PALETTE, tags={"b": "2", "a": "1"})
+    assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
+
+
+def test_a_raster_of_nothing_but_nodata_is_valid(tmp_path: Path) -> None:
+    path, pixels = tmp_path / "void.tif", np.full((1, 1100, 1100), 255, dtype="uint8")
+    write(path, pixels, nodata=255)
+    assert cog_validate(path, strict=True, quiet=True)[0]
+    with rasterio.open(path) as src:
+        assert (src.read() == 255).all()
+
+
+def test_stripes_other_than_announced_are_a_bug(tmp_path: Path) -> None:
+    pixels = classes(700, 40)
+    for told in ({"height": 701}, {"height": 512}, {"width": 39}, {"count": 2}):
+        with pytest.raises(ValueError, match=r"stripe"):
+            write(tmp_path / "a.tif", pixels, **told)
+    with pytest.raises(ValueError, match=r"must be uint16 .* got uint8"):
+        write(tmp_path / "a.tif", pixels, dtype="uint16")
+    assert list(tmp_path.iterdir()) == []
+
+
+def spoil_pixels(path: Path) -> None:
+    with rasterio.open(path, "r+", ignore_cog_layout_break="yes") as dst:
+        dst.write(np.full((1, 1, 1), 9, dtype="uint8"), window=((600, 601), (5, 6)))
+
+
+def spoil_overview(path: Path) -> None:
+    with rasterio.open(path) as src:
+        where = src.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", 1, ovr=0)
+    data = bytearray(path.read_bytes())
+    data[int(where) : int(where) + 20] = b"\xff" * 20
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("spoil", [spoil_pixels, spoil_overview])
+def test_a_result_that_reads_back_otherwise_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]
+) -> None:
+    copy = rasterio.shutil.copy
+
+    def copy_badly(source: Path, target: Path, **options: Any) -> None:
+        copy(source, target, **options)
+        spoil(target)
+
+    monkeypatch.setattr(rasterio.shutil, "copy", copy_badly)
+    with pytest.raises(OutputError, match=r"cannot write .*mask\.tif"):
+        write(tmp_path / "mask.tif", classes(1300, 700))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk to fill up")
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a small disk to fill up")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_always_noticed(small_disk: Path) -> None:
+    pixels = noise(1, 1100, 700)  # deflated about 0.75 MB, twice, and overviews
+    path, ballast = small_disk / "out.tif", small_disk / "ballast"
+    failed = written = 0
+    for size in range(0, 2**21, 2**17 - 4096):
+        ballast.write_bytes(bytes(size))
+        try:
+            write(path, pixels)
+        except OutputError as error:
+            failed += 1
+            assert "MiB free there" in str(error)
+            assert list(small_disk.iterdir()) == [ballast]
+        else:
+            written += 1
+            with rasterio.open(path) as src:
+                np.testing.assert_array_equal(src.read(), pixels)
+            path.unlink()
+        ballast.unlink()
+    assert failed > 5
+    assert written > 0
+
+
+def test_every_error_of_this_module_is_ours() -> None:
+    for error in (RasterError, CRSError, OutputError):
+        assert issubclass(error, GeounetError)
