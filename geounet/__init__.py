@@ -31,7 +31,7 @@ _HOMES = {
     "run_archive": "archive",
     "train_model": "training",
 }
-__all__ = [  # noqa: RUF022  in the order of _HOMES
+__all__ = [
     "GeounetError",
     "Predictor",
     "Recipe",
@@ -48,7 +48,7 @@ __all__ = [  # noqa: RUF022  in the order of _HOMES
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that importing geounet is quick."""
+    """Import a public name when it is first used: importing geounet is quick."""
     if name not in _HOMES:
         raise AttributeError(f"module 'geounet' has no attribute {name!r}")
     return getattr(importlib.import_module(f"geounet.{_HOMES[name]}"), name)

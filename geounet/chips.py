@@ -41,6 +41,8 @@ OTHER = 0
 EXTENT, IGNORE = "extent", "ignore"
 """Class names with a meaning of their own in vector labels: the ground that was
 labelled (everywhere, where no such feature is given), and ground left unknown."""
+COARSEST = 64
+"""Least side of a pyramid's last level, in pixels."""
 READABLE = ("GTiff", "JPEG", "PNG")
 
 
@@ -66,6 +68,8 @@ class Source(BaseModel):
     """Label raster: values that mean none of the classes."""
     complete: tuple[str, ...] = ()
     """Classes of which every instance is labelled, so that unlabelled means absent."""
+    collar: bool = True
+    """Whether flat black or white at the edge is no imagery; see `Scene.open`."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Source:
@@ -160,7 +164,12 @@ def _read(source: Source, classes: Sequence[str], finest: float) -> LabelledScen
     if source.image is None or source.labels is None:  # excluded by Source
         raise ConfigError("a source needs image and labels")
     georeferenced = source.ground_size is None
-    scene = Scene.open(source.image, georeferenced=georeferenced, drivers=READABLE)
+    scene = Scene.open(
+        source.image,
+        georeferenced=georeferenced,
+        drivers=READABLE,
+        collar=source.collar,
+    )
     ground_size = source.ground_size or scene.ground_size
     if ground_size is None:
         raise ConfigError(f"{source.image} has no CRS; give its ground_size in metres")
@@ -236,9 +245,9 @@ def _burn(source: Source, scene: Scene, classes: Sequence[str]) -> NDArray[np.ui
 
 
 def pyramid(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], ...]:
-    """Return ``pixels`` and successive 2x2 averages, down to about 64 px."""
+    """Return ``pixels`` and successive 2x2 averages, down to `COARSEST`."""
     levels = [pixels]
-    while min(levels[-1].shape[1:]) >= 128:
+    while min(levels[-1].shape[1:]) >= 2 * COARSEST:
         image = torch.from_numpy(levels[-1].astype(np.float32))[None]
         levels.append(F.avg_pool2d(image, 2)[0].round().byte().numpy())
     return tuple(levels)
@@ -261,7 +270,7 @@ def place(
     row, col = rng.integers(rows), rng.integers(cols)
     present = np.unique(scene.labels[::16, ::16])
     present = present[(present != OTHER) & (present != UNKNOWN)]
-    if present.size and rng.random() < 0.5:
+    if present.size and _chance(rng, 0.5):
         at = np.argwhere(scene.labels[::16, ::16] == rng.choice(present))
         row, col = at[rng.integers(len(at))] * 16
     low = max(ground_sizes[0], scene.ground_size / 2)
@@ -271,8 +280,12 @@ def place(
         col=float(col),
         ground_size=float(np.exp(rng.uniform(np.log(low), np.log(high)))),
         angle=float(rng.uniform(0, 2 * np.pi)),
-        mirror=bool(rng.random() < 0.5),
+        mirror=_chance(rng, 0.5),
     )
+
+
+def _chance(rng: np.random.Generator, probability: float) -> bool:
+    return bool(rng.random() < probability)
 
 
 def cut(scene: LabelledScene, where: Placement, *, size: int) -> Chip:
@@ -293,7 +306,9 @@ def cut(scene: LabelledScene, where: Placement, *, size: int) -> Chip:
     labels = scene.labels[r.clip(0, height - 1), c.clip(0, width - 1)]
     labels[outside] = UNKNOWN
 
-    level = min(max(int(np.floor(np.log2(max(step, 1)) + 0.25)), 0), len(scene.levels) - 1)
+    level = min(
+        max(int(np.floor(np.log2(max(step, 1)) + 0.25)), 0), len(scene.levels) - 1
+    )
     scale = 2.0**-level
     pixels = _bilinear(
         scene.levels[level], (rows + 0.5) * scale - 0.5, (cols + 0.5) * scale - 0.5
@@ -307,11 +322,15 @@ def _bilinear(
 ) -> NDArray[np.float32]:
     top, left = max(int(rows.min()) - 1, 0), max(int(cols.min()) - 1, 0)
     top, left = min(top, image.shape[1] - 1), min(left, image.shape[2] - 1)
-    bottom, right = max(int(rows.max()) + 2, top + 1), max(int(cols.max()) + 2, left + 1)
+    bottom, right = (
+        max(int(rows.max()) + 2, top + 1),
+        max(int(cols.max()) + 2, left + 1),
+    )
     part = torch.from_numpy(image[:, top:bottom, left:right].astype(np.float32))[None]
     height, width = part.shape[-2:]
     grid = np.stack(
-        [(cols - left + 0.5) * 2 / width - 1, (rows - top + 0.5) * 2 / height - 1], axis=-1
+        [(cols - left + 0.5) * 2 / width - 1, (rows - top + 0.5) * 2 / height - 1],
+        axis=-1,
     )
     sampled = F.grid_sample(
         part,
@@ -341,9 +360,9 @@ VEGETATION_COLOURS = np.array(
 def augment(chip: Chip, rng: np.random.Generator, *, classes: Sequence[str]) -> Chip:
     """Return the chip as another sensor, season and light might have seen it."""
     pixels = chip.pixels
-    if rng.random() < 0.5:
+    if _chance(rng, 0.5):
         pixels = recolour(pixels, chip.labels, rng, classes=classes)
-    if rng.random() < 0.3:
+    if _chance(rng, 0.3):
         pixels = _shade(pixels, rng)
     pixels = _tone(pixels, rng)
     pixels = _degrade(pixels, rng)
@@ -367,7 +386,7 @@ def recolour(
     out = pixels.copy()
     for index, name in enumerate(classes, start=1):
         where = labels == index
-        if not where.any() or rng.random() < 0.4:
+        if not where.any() or _chance(rng, 0.4):
             continue
         colour = _colour_of(name, rng)
         weight = _soft(where) * rng.uniform(0.5, 1.0)
@@ -400,7 +419,9 @@ def _soft(where: NDArray[np.bool_]) -> NDArray[np.float32]:
 def _smooth_field(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Return a smooth random field of shape (size, size), about -1 to 1."""
     cells = int(rng.integers(2, 7))
-    coarse = torch.from_numpy(rng.uniform(-1, 1, (1, 1, cells, cells)).astype(np.float32))
+    coarse = torch.from_numpy(
+        rng.uniform(-1, 1, (1, 1, cells, cells)).astype(np.float32)
+    )
     field = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)
     return np.asarray(field[0, 0].numpy())
 
@@ -421,7 +442,7 @@ def _tone(pixels: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.f
     x = (x - mean) * np.exp(rng.normal(0, 0.25)) + mean * np.exp(rng.normal(0, 0.2))
     grey = x.mean(axis=0, keepdims=True)
     x = grey + (x - grey) * rng.uniform(0.3, 1.5)
-    if rng.random() < 0.2:
+    if _chance(rng, 0.2):
         x = x * (1 - (haze := rng.uniform(0.05, 0.3))) + haze * rng.uniform(0.6, 0.9)
     return np.asarray((x * 255).clip(1, 255), dtype=np.float32)
 
@@ -430,14 +451,14 @@ def _degrade(
     pixels: NDArray[np.float32], rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """Blur, noise and JPEG artefacts."""
-    if rng.random() < 0.25:
+    if _chance(rng, 0.25):
         image = torch.from_numpy(pixels)[None]
         soft = F.avg_pool2d(image, 3, stride=1, padding=1, count_include_pad=False)
         pixels = pixels + rng.uniform(0.3, 1) * (soft[0].numpy() - pixels)
-    if rng.random() < 0.3:
+    if _chance(rng, 0.3):
         noise = rng.standard_normal(pixels.shape, dtype=np.float32)
         pixels = pixels + noise * rng.uniform(1, 10)
-    if rng.random() < 0.2:
+    if _chance(rng, 0.2):
         pixels = _jpeg(pixels, quality=int(rng.integers(25, 85)))
     return np.asarray(pixels.clip(1, 255), dtype=np.float32)
 

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
-USAGE_ERROR = 2
+
+
+class _UsageMistake(click.ClickException):
+    """A mistake in options or recipe: nothing was started."""
+
+    exit_code = 2
 
 
 class _Group(click.Group):
@@ -34,13 +39,14 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except GeounetError as error:
-            shown = click.ClickException(str(error))
-            shown.exit_code = USAGE_ERROR if isinstance(error, ConfigError) else 1
-            raise shown from error
+            usage = isinstance(error, ConfigError)
+            raise (_UsageMistake if usage else click.ClickException)(
+                str(error)
+            ) from error
 
 
-class _NameList(click.ParamType):
-    """``a,b,c``"""
+class _NameList(click.ParamType[tuple[str, ...]]):
+    """``a,b,c``."""
 
     name = "a,b"
 
@@ -48,8 +54,8 @@ class _NameList(click.ParamType):
         return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-class _Numbers(click.ParamType):
-    """``1,2,3``"""
+class _Numbers(click.ParamType[tuple[float, ...]]):
+    """``1,2,3``."""
 
     def __init__(self, kind: type[int] | type[float], count: int | None = None) -> None:
         self.kind, self.count = kind, count
@@ -65,8 +71,8 @@ class _Numbers(click.ParamType):
         return numbers
 
 
-class _Values(click.ParamType):
-    """``building=1,road=2``"""
+class _Values(click.ParamType[dict[str, int]]):
+    """``building=1,road=2``."""
 
     name = "NAME=VALUE,..."
 
@@ -78,7 +84,7 @@ class _Values(click.ParamType):
             self.fail(f"{value!r} is not like building=1,road=2", param, ctx)
 
 
-class _Nodata(click.ParamType):
+class _Nodata(click.ParamType[str | float]):
     """``auto``, ``none`` or a number."""
 
     name = "auto|none|VALUE"
@@ -101,51 +107,69 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 RUN_OPTIONS = (
     click.option("-o", "--output", type=FOLDER, required=True, help="Output folder."),
-    click.option("--pipeline", metavar="NAME|FILE", help="Recipe; options win over it."),
     click.option(
-        "--classes", type=_NameList(), help="Classes to keep; all that the model has "
-        "features for unless given.",
+        "--pipeline", metavar="NAME|FILE", help="Recipe; options win over it."
     ),
-    click.option("--model", metavar="NAME|FILE", help="Model; the shipped one if not given."),
     click.option(
-        "-b", "--bands", type=_Numbers(int),
+        "--classes",
+        type=_NameList(),
+        help="Classes to keep; all that the model has features for unless given.",
+    ),
+    click.option(
+        "--model", metavar="NAME|FILE", help="Model; the shipped one if not given."
+    ),
+    click.option(
+        "-b",
+        "--bands",
+        type=_Numbers(int),
         help="Scene bands in the model's order, counted from 1.",
     ),
     click.option(
-        "--scale", type=_Numbers(float, 2),
+        "--scale",
+        type=_Numbers(float, 2),
         help="Darkest and brightest value, for imagery that is not 8-bit.",
     ),
     click.option(
-        "--nodata", type=_Nodata(),
+        "--nodata",
+        type=_Nodata(),
         help="What is not imagery: what the file declares, or else a flat black or "
         "white collar (auto); nothing (none); a value.",
     ),
-    click.option("--assume-crs", metavar="EPSG:CODE", help="CRS of a scene without one."),
     click.option(
-        "--allow-gsd", is_flag=True, default=None,
+        "--assume-crs", metavar="EPSG:CODE", help="CRS of a scene without one."
+    ),
+    click.option(
+        "--allow-gsd",
+        is_flag=True,
+        default=None,
         help="Run imagery coarser than the model was trained on.",
     ),
     click.option(
-        "--native", is_flag=True, default=None,
+        "--native",
+        is_flag=True,
+        default=None,
         help="Write the mask on the scene's own pixels, not on the model's.",
     ),
     click.option(
         "--scores", is_flag=True, default=None, help="Also write a raster of scores."
     ),
-    click.option(
-        "--format", metavar="NAME", help="geojson, geoparquet, gpkg or fgb."
-    ),
+    click.option("--format", metavar="NAME", help="geojson, geoparquet, gpkg or fgb."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"])),
     click.option(
         "--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"])
     ),
     click.option(
-        "--tile-size", type=click.IntRange(1), metavar="PX",
-        help="Side of what the model sees, halo included; fitted to the scene unless given.",
+        "--tile-size",
+        type=click.IntRange(1),
+        metavar="PX",
+        help="Side of what the model sees, with its halo; fitted to the scene if not.",
     ),
     click.option("--batch-size", type=click.IntRange(1), metavar="N"),
     click.option(
-        "--workers", type=click.IntRange(1), metavar="N", help="Blocks worked on at once."
+        "--workers",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Blocks worked on at once.",
     ),
     click.option(
         "--scheduler", metavar="ADDR", help="Dask scheduler to use, tcp://host:8786."
@@ -181,6 +205,7 @@ def main(ctx: click.Context, *, verbose: bool, quiet: bool) -> None:
 @click.pass_obj
 def run(
     progress: Progress,
+    /,
     scenes: tuple[Path, ...],
     *,
     output: Path,
@@ -245,7 +270,7 @@ def _refuse_equal_names(scenes: tuple[Path, ...]) -> None:
         if stems.count(stem) > 1:
             raise ConfigError(
                 f"several scenes are called {scene.stem} and would overwrite one "
-                "another's outputs; run them into different folders, or use geounet batch"
+                "another's outputs; give them different folders, or use geounet batch"
             )
 
 
@@ -267,15 +292,24 @@ def _tell(progress: Progress, result: Result) -> None:
     "--values", type=_Values(), help="Classes of a raster that does not name them."
 )
 @click.option(
-    "--min-area", type=click.FloatRange(0), default=0.0, metavar="M2",
+    "--min-area",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="M2",
     help="Drop smaller features.",
 )
 @click.option(
-    "--min-hole", type=click.FloatRange(0), default=0.0, metavar="M2",
+    "--min-hole",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="M2",
     help="Fill smaller holes.",
 )
 @click.option(
-    "--simplify", type=click.FloatRange(0), default=0.0, metavar="M",
+    "--simplify",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="M",
     help="Farthest that an outline may move.",
 )
 @click.option("--format", metavar="NAME", help="By the output's suffix unless given.")
@@ -283,7 +317,9 @@ def _tell(progress: Progress, result: Result) -> None:
 @click.option("--workers", type=click.IntRange(1), metavar="N")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
 @click.pass_obj
-def export(progress: Progress, raster: Path, *, output: Path, **options: Any) -> None:
+def export(
+    progress: Progress, /, raster: Path, *, output: Path, **options: Any
+) -> None:
     """Vectorise one class of a mask or score raster, from geounet or elsewhere.
 
     \b
@@ -305,6 +341,7 @@ def export(progress: Progress, raster: Path, *, output: Path, **options: Any) ->
 @click.pass_obj
 def batch(
     progress: Progress,
+    /,
     archive: Path,
     *,
     output: Path,
@@ -357,7 +394,7 @@ def batch(
 @main.command()
 @click.argument("recipe", type=FILE)
 @click.pass_obj
-def train(progress: Progress, recipe: Path) -> None:
+def train(progress: Progress, /, recipe: Path) -> None:
     """Train a model from a recipe; run it again to resume.
 
     \b
@@ -377,7 +414,7 @@ def train(progress: Progress, recipe: Path) -> None:
 @main.command()
 @click.option("-o", "--output", type=FOLDER, default=Path("demo"), help="Folder.")
 @click.pass_obj
-def demo(progress: Progress, *, output: Path) -> None:
+def demo(progress: Progress, /, *, output: Path) -> None:
     """Draw a scene, run the main job on it, and say where the picture is.
 
     \b
@@ -388,9 +425,10 @@ def demo(progress: Progress, *, output: Path) -> None:
 
     made = run_demo(output, report=progress.report)
     progress.close()
-    progress.say("agreement with the drawn truth (IoU): " + ", ".join(
-        f"{name} {value:.2f}" for name, value in made.iou.items()
-    ))
+    progress.say(
+        "agreement with the drawn truth (IoU): "
+        + ", ".join(f"{name} {value:.2f}" for name, value in made.iou.items())
+    )
     for path in (made.scene, *made.result.outputs.values(), made.result.receipt):
         progress.say(f"  {path}")
     progress.say(f"look at {made.result.outputs['preview']}")

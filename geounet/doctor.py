@@ -42,8 +42,8 @@ def diagnose() -> dict[str, str]:
         "recipes": ", ".join(
             sorted({p.stem for folder in PIPELINES for p in folder.glob("*.toml")})
         ),
-        "limits": f"{MAX_PIXELS:.0e} px a scene, {MAX_BLOCK_BYTES >> 20} MiB a block of "
-        f"the file, tile cores up to {LARGEST_CORE} px",
+        "limits": f"{MAX_PIXELS:.0e} px a scene, {MAX_BLOCK_BYTES >> 20} MiB a block "
+        f"of the file, tile cores up to {LARGEST_CORE} px",
     }
 
 
@@ -52,9 +52,7 @@ def _describe(device: str) -> str:
         return "cpu (no CUDA device)"
     import torch
 
-    names = [
-        torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
-    ]
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return f"cuda: {', '.join(names)}"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -51,7 +51,9 @@ def best_precision(device: str) -> Precision:
     if device == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
     native = torch.cpu.get_capabilities()
-    return "bfloat16" if native.get("amx_bf16") or native.get("avx512_bf16") else "float32"
+    return (
+        "bfloat16" if native.get("amx_bf16") or native.get("avx512_bf16") else "float32"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +100,9 @@ class Predictor:
         self.device = torch.device(device)
         self.dtype: torch.dtype = getattr(torch, precision or best_precision(device))
         self.batch_size = batch_size
-        channels_last: Any = torch.channels_last
         network = model.network.to(torch.float64).fold()  # fold in the finest precision
-        self.network = network.to(self.device, self.dtype, memory_format=channels_last)
+        self.network = network.to(self.device, self.dtype)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._one_at_a_time = threading.Lock()
         bands = self.card.bands
         self._mean = np.array([b.mean for b in bands], dtype=np.float32)[:, None, None]
@@ -136,9 +138,9 @@ class Predictor:
         out: Tensor = self.network(batch.contiguous(memory_format=torch.channels_last))
         return out
 
-    def scores(self, image: Tensor, windows: Sequence[tuple[slice, slice]]) -> Iterator[
-        NDArray[np.uint8]
-    ]:
+    def scores(
+        self, image: Tensor, windows: Sequence[tuple[slice, slice]]
+    ) -> Iterator[NDArray[np.uint8]]:
         """Score windows of one normalised image, in fixed batches, in order.
 
         Args:
@@ -156,13 +158,14 @@ class Predictor:
             windows[i : i + self.batch_size]
             for i in range(0, len(windows), self.batch_size)
         ]
-        staged = self._stage(image, batches[0]) if batches else None
+        staged = [self._stage(image, batch) for batch in batches[:1]]
         for number, batch in enumerate(batches):
             with self._one_at_a_time, torch.inference_mode():
                 self._await_copies()
-                quantised = self._quantised(self.logits(staged))
-                if number + 1 < len(batches):  # copied while the device computes
-                    staged = self._stage(image, batches[number + 1])
+                quantised = self._quantised(self.logits(staged.pop()))
+                # the next batch is copied while the device still computes this one
+                following = batches[number + 1 : number + 2]
+                staged = [self._stage(image, next_batch) for next_batch in following]
                 answer = quantised.cpu().numpy()
             yield from answer[: len(batch)]
 

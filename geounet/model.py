@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -162,15 +161,17 @@ def load_card(path: str | Path) -> Card:
         raise ModelError(f"{path} is not a .safetensors model: {error}") from error
     if CARD_KEY not in metadata:
         raise ModelError(
-            f"{path} has weights but no geounet card, so bands, scaling and classes are "
-            "unknown; save it with geounet.model.save_model"
+            f"{path} has weights but no geounet card, so its bands, scaling and classes "
+            "are unknown; save it with geounet.model.save_model"
         )
     try:
         return Card.model_validate_json(metadata[CARD_KEY])
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ModelError(f"the card of {path} is not valid: {where}: {first['msg']}") from error
+        raise ModelError(
+            f"the card of {path} is not valid: {where}: {first['msg']}"
+        ) from error
 
 
 def load_model(path: str | Path = DEFAULT_MODEL) -> Model:
@@ -226,7 +227,9 @@ def save_model(path: str | Path, network: UNet, card: Card) -> None:
     save_file(weights, path, metadata=metadata)
 
 
-def select_bands(card: Card, bands: Sequence[int] | None, *, count: int) -> tuple[int, ...]:
+def select_bands(
+    card: Card, bands: Sequence[int] | None, *, count: int
+) -> tuple[int, ...]:
     """Return the 1-based scene bands to feed the model, checked against the scene.
 
     Raises:

@@ -69,7 +69,7 @@ from geounet.model import (
     select_bands,
     sha256_of,
 )
-from geounet.raster import Scene, read_tags, replacing
+from geounet.raster import Scene, footprint, read_tags, replacing
 from geounet.report import write_preview
 from geounet.schedule import connect, run_tasks
 from geounet.stitching import Parts, write_mask, write_scores
@@ -191,7 +191,11 @@ def checked(kind: type[Checked], table: Mapping[str, Any], *, source: str) -> Ch
         if first["type"] == "extra_forbidden":
             known = _known_keys(kind, first["loc"][:-1])
             close = get_close_matches(str(first["loc"][-1]), known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+            hint = (
+                f"; did you mean {close[0]!r}?"
+                if close
+                else f"; known: {', '.join(known)}"
+            )
             raise ConfigError(f"{source}: unknown key {where}{hint}") from error
         raise ConfigError(
             f"{source}: {where}: {first['msg'].lower()}, got {first['input']!r}"
@@ -216,9 +220,8 @@ def find_recipe(name: str | Path) -> Path:
         return shipped[str(name)]
     close = get_close_matches(str(name), shipped, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ConfigError(
-        f"no recipe {name}{hint} (neither a file nor one of {', '.join(sorted(shipped))})"
-    )
+    names = ", ".join(sorted(shipped))
+    raise ConfigError(f"no recipe {name}{hint} (neither a file nor one of {names})")
 
 
 # --- the plan ---------------------------------------------------------------------
@@ -362,7 +365,7 @@ def class_table(card: Card) -> ClassTable:
 
 
 def shown_classes(card: Card, recipe: Recipe) -> tuple[str, ...]:
-    """Return the classes asked for, or those the model's card would have features of."""
+    """Return the classes asked for, or those of which the card would have features."""
     if recipe.classes:
         return recipe.classes
     return tuple(c.name for c in card.classes if c.vectorize)
@@ -427,9 +430,7 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def lay_grid(
-    scene: Scene, stride: int, halo: int, tile_size: int | None
-) -> TileGrid:
+def lay_grid(scene: Scene, stride: int, halo: int, tile_size: int | None) -> TileGrid:
     """Return the tile grid of a scene, fitted to it unless a tile size is given."""
     if tile_size is None:
         return TileGrid.fitted(
@@ -465,15 +466,19 @@ def fingerprint(made_from: Mapping[str, Any]) -> str:
 
 
 def is_up_to_date(plan: Plan) -> bool:
-    """Tell whether the receipt names this fingerprint and every file it lists is whole."""
+    """Tell whether the receipt has this fingerprint and all its files are whole."""
     try:
         receipt = json.loads(plan.receipt.read_text(encoding="utf-8"))
         if receipt["properties"]["geounet:fingerprint"] != plan.fingerprint:
             return False
         sizes = {a["href"]: a["file:size"] for a in receipt["assets"].values()}
-        return all(
-            (plan.output / href).stat().st_size == size for href, size in sizes.items()
-        ) and {p.name for p in plan.outputs.values()} <= sizes.keys()
+        return (
+            all(
+                (plan.output / href).stat().st_size == size
+                for href, size in sizes.items()
+            )
+            and {p.name for p in plan.outputs.values()} <= sizes.keys()
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -604,7 +609,9 @@ def execute(
             for entry in work.shown.entries
         }
     with clock.stage("preview"):
-        write_preview(work.outputs["preview"], work.scene, parts, work.shown, bands=work.bands)
+        write_preview(
+            work.outputs["preview"], work.scene, parts, work.shown, bands=work.bands
+        )
     write_receipt(work, counts=counts, features=features, seconds=clock.seconds)
     shutil.rmtree(work.staging, ignore_errors=True)
     return Result(
@@ -616,9 +623,7 @@ def execute(
     )
 
 
-def _run(
-    client: Client, func: Callable[[T], R], items: Iterable[T]
-) -> Iterator[R]:
+def _run(client: Client, func: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     return run_tasks(func, items, client=client)
 
 
@@ -763,9 +768,7 @@ def stitch(work: Plan, parts: Parts) -> None:
         native=work.recipe.native,
     )
     if work.recipe.scores:
-        write_scores(
-            work.outputs["scores"], parts, work.scene, work.table, tags=tags
-        )
+        write_scores(work.outputs["scores"], parts, work.scene, work.table, tags=tags)
 
 
 # --- features ---------------------------------------------------------------------
@@ -856,7 +859,9 @@ def export_features(
     labels = open_labels(raster, values=values, assume_crs=assume_crs)
     entry = labels.table[class_name]
     if not output.parent.is_dir():
-        raise OutputError(f"there is no folder {output.parent} to write {output.name} in")
+        raise OutputError(
+            f"there is no folder {output.parent} to write {output.name} in"
+        )
     staging = output.with_name(f".{output.name}.parts")
     staging.mkdir(exist_ok=True)
     try:
@@ -897,8 +902,8 @@ def open_labels(
         table = ClassTable.from_tag(tag)
     else:
         raise RasterError(
-            f"{scene.path.name} carries no class names; say which value is which class, "
-            "for instance --values building=1,road=2"
+            f"{scene.path.name} carries no class names; say which value is which "
+            "class, for instance --values building=1,road=2"
         )
     scores = SCALE_TAG in tags and not values
     if scene.dtype.startswith("float"):
@@ -924,7 +929,7 @@ def write_receipt(
         "type": "Feature",
         "stac_version": "1.0.0",
         "id": work.stem,
-        **footprint(work.scene),
+        **dict(zip(("geometry", "bbox"), footprint(work.scene), strict=True)),
         "properties": {
             "datetime": datetime.now(UTC).isoformat(timespec="seconds"),
             "geounet:fingerprint": work.fingerprint,
@@ -958,7 +963,11 @@ def write_receipt(
         },
         "links": [],
         "assets": {
-            role: {"href": path.name, "file:size": path.stat().st_size, "roles": ["data"]}
+            role: {
+                "href": path.name,
+                "file:size": path.stat().st_size,
+                "roles": ["data"],
+            }
             for role, path in work.outputs.items()
         },
     }
@@ -967,29 +976,8 @@ def write_receipt(
         partial_path.write_text(text + "\n", encoding="utf-8")
 
 
-def footprint(scene: Scene) -> dict[str, Any]:
-    """Return the geometry and bbox of a scene in longitude and latitude."""
-    import pyproj
-
-    corners = [(0, 0), (0, scene.height), (scene.width, scene.height), (scene.width, 0)]
-    corners.append(corners[0])
-    to_lonlat = pyproj.Transformer.from_crs(
-        pyproj.CRS.from_user_input(scene.crs), "OGC:CRS84", always_xy=True
-    )
-    ring = [
-        [round(float(v), 7) for v in to_lonlat.transform(*(scene.transform * corner))]
-        for corner in corners
-    ]
-    lon, lat = zip(*ring, strict=True)
-    return {
-        "geometry": {"type": "Polygon", "coordinates": [ring]},
-        "bbox": [min(lon), min(lat), max(lon), max(lat)],
-    }
-
-
 def versions() -> dict[str, str]:
     """Return the versions of what decides a result."""
     packages = ("torch", "rasterio", "shapely", "pyproj", "numpy", "numba", "dask")
     found = {name: importlib.metadata.version(name) for name in packages}
     return {"geounet": __version__, "python": platform.python_version()} | found
-

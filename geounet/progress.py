@@ -25,7 +25,8 @@ class Progress:
     def say(self, text: str, *, always: bool = False) -> None:
         """Print a line; with --quiet only what must be said."""
         if always or not self._quiet:
-            print(text, file=sys.stderr)
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
 
     def report(self, stage: str, done: int, total: int) -> None:
         """Show how far a stage is; the form that the library calls."""

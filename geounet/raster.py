@@ -143,12 +143,11 @@ class Collar:
             cols: the window's columns in the scene.
 
         Returns:
-            Shape (rows, cols). True where the pixel's cell is collar, or touches the
-            collar or holds a tip of it, and the pixel is nearly of its color.
+            Shape (rows, cols). True where the pixel is nearly of the collar's color,
+            and its cell is collar, touches the collar, or holds a tip of it.
         """
         cell_rows, cell_cols = _cells_of(rows), _cells_of(cols)
         around = self._cells(self.flat, _wider(cell_rows), _wider(cell_cols))
-        flat = around[1:-1, 1:-1]
         touches = _touching(around)
         touches |= self._cells(self.tips, cell_rows, cell_cols)
         to_pixels = np.ix_(
@@ -158,7 +157,7 @@ class Collar:
         if not touches.any():
             return np.zeros((len(rows), len(cols)), dtype=bool)
         near = _near(pixels, self.color, self.tolerance)
-        covered: NDArray[np.bool_] = flat[to_pixels] | (touches[to_pixels] & near)
+        covered: NDArray[np.bool_] = touches[to_pixels] & near
         return covered
 
     def _cells(self, packed: bytes, rows: range, cols: range) -> NDArray[np.bool_]:
@@ -480,6 +479,30 @@ def read_overview(
     return pixels, ~void
 
 
+def footprint(scene: Scene) -> tuple[dict[str, Any], list[float]]:
+    """Return the outline of a scene as a GeoJSON geometry, and its bbox, in lon/lat.
+
+    Raises:
+        CRSError: the scene's CRS has no known relation to WGS 84.
+    """
+    right, bottom = scene.width, scene.height
+    corners = [(0, 0), (0, bottom), (right, bottom), (right, 0), (0, 0)]
+    try:
+        to_lonlat = pyproj.Transformer.from_crs(
+            pyproj.CRS.from_user_input(scene.crs), "OGC:CRS84", always_xy=True
+        )
+        x, y = np.transpose([scene.transform * corner for corner in corners])
+        lon, lat = to_lonlat.transform(x, y, errcheck=True)
+    except pyproj.exceptions.ProjError as error:
+        raise CRSError(
+            f"{_line(scene.path)}: cannot be placed in longitude and latitude: "
+            f"{_line(error)}"
+        ) from error
+    ring = np.round(np.stack([lon, lat], axis=1), 7)
+    bbox = [*ring.min(axis=0).tolist(), *ring.max(axis=0).tolist()]
+    return {"type": "Polygon", "coordinates": [ring.tolist()]}, bbox
+
+
 def read_tags(path: Path) -> dict[str, str]:
     """Return the tags of a raster's header.
 
@@ -583,7 +606,7 @@ def write_cog(
             "bigtiff": "IF_SAFER",
         }
         with _env(), rasterio.open(flat, "w", **profile) as dst:
-            dst.update_tags(**dict(sorted((tags or {}).items())))
+            dst.update_tags(**(tags or {}))
             for band, description in enumerate(descriptions, 1):
                 dst.set_band_description(band, description or "")
             if colormap is not None:

@@ -16,6 +16,7 @@ from geounet.stitching import Parts
 PREVIEW_SIZE = 1200
 """Longer side of each half of a preview, in pixels."""
 OPACITY = 0.65
+RGB = 3
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 
 
@@ -31,7 +32,7 @@ def write_preview(
         shown: classes to colour, and the legend.
         bands: the model's bands of the scene; the first three, or one, are shown.
     """
-    visible = bands[:3] if len(bands) >= 3 else bands[:1]
+    visible = bands[:RGB] if len(bands) >= RGB else bands[:1]
     pixels, validity = read_overview(scene, max_size=PREVIEW_SIZE, bands=visible)
     picture = as_picture(pixels, validity)
     mask = parts.decimated("mask", height=picture.shape[0], width=picture.shape[1])
@@ -53,15 +54,16 @@ def as_picture(
         low, high = np.percentile(values[:, validity], (2, 98))
         values = (values - low) * (255 / max(high - low, 1e-6))
     values[:, ~validity] = 255
-    picture = np.rint(values.clip(0, 255)).astype(np.uint8).transpose(1, 2, 0)
-    return np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
+    values = np.rint(values.clip(0, 255))
+    picture: NDArray[np.uint8] = values.astype(np.uint8).transpose(1, 2, 0)
+    return picture if picture.shape[2] == RGB else picture.repeat(RGB, axis=2)
 
 
 def overlay(
     picture: NDArray[np.uint8], mask: NDArray[np.uint8], shown: ClassTable
 ) -> NDArray[np.uint8]:
     """Lay the colours of the classes over a picture in shades of grey."""
-    grey = picture.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    grey = picture.mean(axis=2, keepdims=True).repeat(RGB, axis=2)
     out = 0.6 * grey + 0.4 * picture
     for entry in shown.entries:
         where = mask == entry.id

@@ -83,8 +83,12 @@ class Parts:
         """Return (..., rows, cols) of a window, 255 outside the raster."""
         core = self.blocks.core_size
         rows, cols = window.ranges
-        block_rows = range(max(rows[0], 0) // core, -(-min(rows[1], self.height) // core))
-        block_cols = range(max(cols[0], 0) // core, -(-min(cols[1], self.width) // core))
+        block_rows = range(
+            max(rows[0], 0) // core, -(-min(rows[1], self.height) // core)
+        )
+        block_cols = range(
+            max(cols[0], 0) // core, -(-min(cols[1], self.width) // core)
+        )
         found = [
             self.blocks[row * self.blocks.shape[1] + col]
             for row in block_rows
@@ -99,13 +103,15 @@ class Parts:
         return out
 
     def decimated(self, kind: Kind, *, height: int, width: int) -> NDArray[np.uint8]:
-        """Return (height, width) of a one-band kind, nearest neighbour, for pictures."""
+        """Return a one-band kind as (height, width), nearest pixels, for a picture."""
         rows = (2 * np.arange(height) + 1) * self.height // (2 * height)
         cols = (2 * np.arange(width) + 1) * self.width // (2 * width)
         out = np.full((height, width), NODATA, dtype=np.uint8)
         for block in self.blocks:
             (top, bottom), (left, right) = block.core.ranges
-            here = np.ix_((rows >= top) & (rows < bottom), (cols >= left) & (cols < right))
+            here = np.ix_(
+                (rows >= top) & (rows < bottom), (cols >= left) & (cols < right)
+            )
             inner = np.ix_(
                 rows[(rows >= top) & (rows < bottom)] - top,
                 cols[(cols >= left) & (cols < right)] - left,
@@ -237,7 +243,6 @@ def write_scores(
         nodata=NODATA,
         colormap=None,
         descriptions=table.names,
-        tags=tags
-        | {CLASSES_TAG: table.to_tag(), SCALE_TAG: f"1/{SCORE_MAX}"},
+        tags=tags | {CLASSES_TAG: table.to_tag(), SCALE_TAG: f"1/{SCORE_MAX}"},
         overview_resampling="average",
     )

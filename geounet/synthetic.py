@@ -245,7 +245,7 @@ class _Dice:
         """The colour, lighter or darker by a share; what is grey stays nearly grey."""
         light = 1 + by * self.rng.standard_normal()
         vivid = 1 - min(colour) / max(colour)
-        hues = 1 + by * (0.04 + 0.3 * vivid) * self.rng.standard_normal(3)
+        hues = 1 + by * (0.04 + 0.2 * vivid) * self.rng.standard_normal(3)
         made = np.clip(np.asarray(colour) * light * hues, 0.03, 0.97)
         return Colour(*made.tolist())
 
@@ -1662,13 +1662,14 @@ class _Painter:
         shade = np.full_like(canvas.height, sun[2])
         norm = np.ones_like(canvas.height)
         for axis, toward in ((1, sun[0]), (0, sun[1])):
-            slope: Floats = np.gradient(canvas.height, cell, axis=axis)
+            slope = np.asarray(np.gradient(canvas.height, cell, axis=axis), np.float32)
             # a wall is edge-on from above: only what slopes gently is a surface
             slope[(np.abs(slope) > 1.3) & ~leafy] = 0  # noqa: PLR2004
             np.clip(slope, -1.6, 1.6, out=slope)
             shade -= toward * slope
             norm += slope * slope
-        shade = np.maximum(shade / np.sqrt(norm), 0) / sun[2]
+        shade /= np.sqrt(norm)
+        shade = np.asarray(np.maximum(shade, 0) / sun[2], np.float32)
         shade[leafy] = 0.3 + 0.7 * shade[leafy]  # leaves let light through
         shade[_shadow(canvas.height, sun, cell) > canvas.height + 0.3] = 0
         ambient, sky = self.camera.ambient, self.camera.blue_sky

@@ -37,12 +37,15 @@ class Labels(Protocol):
     """A mask that can be read by windows, wherever it lies. Picklable."""
 
     @property
-    def height(self) -> int: ...
+    def height(self) -> int:
+        """Rows of the mask."""
+
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Columns of the mask."""
+
     def read(self, window: Window) -> LabelWindow:
         """Return a window; it reaches one pixel beyond the raster at most."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -317,8 +316,8 @@ class TrainingRun:
         torch.manual_seed(recipe.loop.seed)
         self.recipe = recipe
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        channels_last: Any = torch.channels_last
-        self.network = card.network().to(self.device, memory_format=channels_last)
+        self.network = card.network().to(self.device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if recipe.model.init:
             source = find_model(recipe.model.init)
             load_weights(self.network, load_file(source), source=source)
@@ -465,9 +464,7 @@ def held_out_scores(
         )
         scores[group] = {
             name: round(float(hit / (hit + false + missed)), 4)
-            for name, (hit, false, missed) in zip(
-                card.class_names, counts, strict=True
-            )
+            for name, (hit, false, missed) in zip(card.class_names, counts, strict=True)
             if hit + missed
         }
     return scores

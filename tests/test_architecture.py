@@ -17,10 +17,12 @@ MODULES = sorted(PACKAGE.glob("*.py"))
 
 LAYERS = [
     {"errors"},
-    {"tiling"},
-    {"raster", "model", "unet", "vectorize", "schedule", "chips", "synthetic"},
-    {"inference", "stitching", "export", "training"},
-    {"pipeline", "archive", "report"},
+    {"tiling", "unet", "progress"},
+    {"raster", "model", "classes", "vectorize", "schedule", "synthetic"},
+    {"chips", "inference", "stitching", "tracing", "export"},
+    {"training", "report"},
+    {"pipeline"},
+    {"archive", "demo", "doctor"},
     {"cli"},
 ]
 # What Python itself asks for: the names offered at the top, and `python -m geounet`.
@@ -33,11 +35,14 @@ DOORS = {
     "geopandas": {"export", "chips"},
     "numba": {"vectorize", "raster"},
     "PIL": {"report", "chips"},
-    "pyarrow": {"export", "chips"},
+    "pyarrow": {"export"},
     "pydantic": {"pipeline", "model", "training", "chips"},
-    "pyogrio": {"export", "chips"},
-    "rasterio": {"raster", "chips", "synthetic", "report", "export"},
-    "torch": {"unet", "model", "inference", "training", "chips"},
+    "pyogrio": {"export"},
+    "pyproj": {"raster", "export"},
+    "rasterio": {"raster", "chips", "synthetic"},
+    "safetensors": {"model", "training"},
+    "torch": {"unet", "model", "inference", "training", "chips", "doctor"},
+    "tqdm": {"progress"},
 }
 # Each costs a tenth of a second or more to import: `geounet --help` needs none of them.
 HEAVY = {"distributed", "geopandas", "numba", "rasterio", "torch"}

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
 from geounet.classes import NODATA, SCORE_MAX, ClassEntry, ClassTable, classify
 from geounet.errors import ConfigError, RasterError
@@ -16,7 +17,7 @@ TABLE = ClassTable(
 EVERYWHERE = np.ones((1, 3), dtype=bool)
 
 
-def scores(*bands: list[int]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def scores(*bands: list[int]) -> NDArray[np.uint8]:
     return np.array(bands, dtype=np.uint8)[:, None, :]
 
 
@@ -42,8 +43,8 @@ def test_of_equal_scores_the_lower_id_wins() -> None:
     arrays(np.bool_, (4, 5)),
 )
 def test_nodata_is_where_there_is_no_imagery_and_nowhere_else(
-    found: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
-    validity: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    found: NDArray[np.uint8],
+    validity: NDArray[np.bool_],
 ) -> None:
     mask, best = classify(found, validity, TABLE)
     np.testing.assert_array_equal(mask == NODATA, ~validity)
@@ -69,7 +70,9 @@ def test_ids_that_a_mask_cannot_hold_are_refused(values: dict[str, int]) -> None
 
 def test_a_restricted_table_keeps_its_ids() -> None:
     assert TABLE.restricted_to(["water"]).entries[0].id == 4
-    with pytest.raises(ConfigError, match="no class 'river'; there are building, water"):
+    with pytest.raises(
+        ConfigError, match="no class 'river'; there are building, water"
+    ):
         TABLE.restricted_to(["river"])
 
 

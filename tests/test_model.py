@@ -132,7 +132,7 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path, saved: Path) -> None
 
 
 def test_an_unknown_class_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ModelError, match="no class 'river'.*building, water"):
+    with pytest.raises(ModelError, match=r"no class 'river'.*building, water"):
         CARD.class_id("river")
     assert CARD.class_id("water") == 2
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,13 @@ def test_the_corner_has_no_image_and_no_truth(
     np.testing.assert_array_equal(scenes[0].pixels[:, kept], bare.pixels[:, kept])
     assert (bare.truth != NODATA).all()
     assert scenes[0].transform == bare.transform
+
+
+def test_the_darkest_pixel_is_still_a_pixel(plan: synthetic._Plan) -> None:
+    _, style, camera = synthetic._draw_plan(0, 1, 1)
+    painter = synthetic._Painter(plan, style, replace(camera, haze=0.0), seed=0)
+    dark, level = np.zeros((3, 9, 9), np.float32), np.ones((9, 9), np.float32)
+    assert painter.expose(dark, level, (0, 0)).min() == 1
 
 
 def test_blocks_leave_no_seam(

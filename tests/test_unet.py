@@ -1,8 +1,10 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from geounet.errors import ModelError
 from geounet.unet import UNet
+from tests.networks import with_statistics
 
 SHAPES = [
     {"depth": 1, "stem": 1},
@@ -15,10 +17,7 @@ SHAPES = [
 def network(**options: object) -> UNet:
     torch.manual_seed(0)
     net = UNet(bands=3, classes=2, base=4, **options)  # type: ignore[arg-type]
-    for module in net.modules():  # statistics as a trained network has them
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_()  # type: ignore[operator]
-            module.running_var.uniform_(0.5, 2)  # type: ignore[operator]
+    with_statistics(net)
     return net.eval().double()
 
 
@@ -44,7 +43,7 @@ def test_folding_the_batch_norms_changes_nothing(options: dict[str, object]) -> 
 
 @pytest.mark.parametrize("options", SHAPES, ids=str)
 def test_the_halo_is_the_least_multiple_of_the_stride_that_the_model_sees(
-    options: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
 ) -> None:
     """Positive weights and average pooling make every path count; the gradient of a
     core's first cell then shows how far the model sees from it."""
@@ -53,16 +52,11 @@ def test_the_halo_is_the_least_multiple_of_the_stride_that_the_model_sees(
         value.data = value.data.abs() + 0.01
         if name.endswith("norm1.bias") or name.endswith("norm2.bias"):
             value.data += 100  # keeps every ReLU open
+    monkeypatch.setattr(F, "max_pool2d", F.avg_pool2d)
     half = net.halo + 2 * net.stride
-    torch.nn.functional.max_pool2d, kept = (  # type: ignore[misc]
-        torch.nn.functional.avg_pool2d,
-        torch.nn.functional.max_pool2d,
-    )
-    try:
-        image = torch.ones(1, 3, 2 * half, 2 * half).double().requires_grad_()
-        net(image)[:, :, half : half + net.stride, half : half + net.stride].sum().backward()
-    finally:
-        torch.nn.functional.max_pool2d = kept
+    image = torch.ones(1, 3, 2 * half, 2 * half).double().requires_grad_()
+    cell = slice(half, half + net.stride)
+    net(image)[:, :, cell, cell].sum().backward()
     seen = image.grad[0].abs().sum(dim=0).nonzero()  # type: ignore[index]
     reach = half - int(seen.min())
     assert net.halo - net.stride < reach <= net.halo

@@ -1,0 +1,45 @@
+"""Small networks with random weights, for tests that need a model but no knowledge."""
+
+from typing import Any
+
+import torch
+
+from geounet.model import Architecture, BandCard, Card, ClassCard, Model
+
+
+def tiny_card(**architecture: Any) -> Card:
+    """A card of a small network with two classes."""
+    return Card(
+        name="tiny",
+        architecture=Architecture(**{"base": 4, "stem": 1} | architecture),
+        classes=(
+            ClassCard(name="building", colour="#d7301f"),
+            ClassCard(name="water", colour="#2b7bba"),
+        ),
+        bands=tuple(
+            BandCard(name=n, mean=110, std=60) for n in ("red", "green", "blue")
+        ),
+        ground_size=2.0,
+        ground_size_range=(0.5, 4.0),
+    )
+
+
+def random_model(**architecture: Any) -> Model:
+    """A model that answers something, the same for the same architecture."""
+    card = tiny_card(**architecture)
+    torch.manual_seed(1)
+    network = card.network()
+    with_statistics(network)
+    for name, value in network.named_parameters():
+        if name.endswith("weight") and value.ndim > 1:
+            value.data *= 2  # scores that are not all one half
+    return Model(network=network.eval(), card=card, sha256="")
+
+
+def with_statistics(network: torch.nn.Module) -> None:
+    """Give batch norms statistics as a trained network has them."""
+    for name, value in network.named_buffers():
+        if name.endswith("running_mean"):
+            value.normal_()
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 2)
