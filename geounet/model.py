@@ -161,7 +161,7 @@ def load_card(path: str | Path) -> Card:
         raise ModelError(f"{path} is not a .safetensors model: {error}") from error
     if CARD_KEY not in metadata:
         raise ModelError(
-            f"{path} has weights but no geounet card, so its bands, scaling and classes "
+            f"{path} has weights but no geounet card: bands, scaling and classes "
             "are unknown; save it with geounet.model.save_model"
         )
     try:

@@ -14,7 +14,6 @@ import os
 import platform
 import shutil
 import time
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from geounet import __version__
 from geounet.classes import (
@@ -70,6 +69,7 @@ from geounet.model import (
     sha256_of,
 )
 from geounet.raster import Scene, footprint, read_tags, replacing
+from geounet.recipes import checked, read_table
 from geounet.report import write_preview
 from geounet.schedule import connect, run_tasks
 from geounet.stitching import Parts, write_mask, write_scores
@@ -82,7 +82,7 @@ from geounet.tracing import (
 )
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from geounet.schedule import Client
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -152,13 +152,7 @@ class Recipe(_Table):
                 allowed; an unknown key comes with a suggestion.
         """
         path = find_recipe(name)
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not TOML: {error}") from error
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-        return checked(cls, table, source=str(path))
+        return checked(cls, read_table(path), source=str(path))
 
     def with_options(self, **options: Any) -> Recipe:
         """Return the recipe with some options replaced; None leaves one as it is.
@@ -172,39 +166,6 @@ class Recipe(_Table):
     def deciding(self) -> dict[str, Any]:
         """Return what decides a result: all but where and how the work is spread."""
         return self.model_dump(mode="json", exclude={"workers", "scheduler"})
-
-
-Checked = TypeVar("Checked", bound=BaseModel)
-
-
-def checked(kind: type[Checked], table: Mapping[str, Any], *, source: str) -> Checked:
-    """Make a table of TOML into a model, saying the first mistake in one line.
-
-    Raises:
-        ConfigError: an unknown key (with a suggestion), or a value that is not allowed.
-    """
-    try:
-        return kind.model_validate(table)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known = _known_keys(kind, first["loc"][:-1])
-            close = get_close_matches(str(first["loc"][-1]), known, n=1)
-            hint = (
-                f"; did you mean {close[0]!r}?"
-                if close
-                else f"; known: {', '.join(known)}"
-            )
-            raise ConfigError(f"{source}: unknown key {where}{hint}") from error
-        raise ConfigError(
-            f"{source}: {where}: {first['msg'].lower()}, got {first['input']!r}"
-        ) from error
-
-
-def _known_keys(kind: type[BaseModel], path: Sequence[int | str]) -> list[str]:
-    """Return the keys of the table at ``path``; only feature tables are nested."""
-    return list(FeatureTable.model_fields if path else kind.model_fields)
 
 
 def find_recipe(name: str | Path) -> Path:

@@ -89,6 +89,7 @@ _WHAT_A_BAD_HEADER_RAISES = (*_WHAT_GDAL_RAISES, ValueError, MemoryError)
 
 _CELL = 16  # pixels; the side of a JPEG unit with subsampled color
 _COLLAR_BANDS = 3
+_HOLE_CELLS = 8  # 128 pixels: no roof is so white, no shadow so black, that far
 # How far JPEG ringing strays from a flat color: at quality 75 all but one in fifty
 # strays, as seen on a drone mosaic, are within 20. In 16 bits as much would be half of
 # all reflectances, and lossy compression is rare there.
@@ -211,7 +212,7 @@ class Scene:
     nodata_values: tuple[float | None, ...]
     """One a band; they count only where ``masked_by`` is "nodata"."""
     collar: tuple[Collar, ...]
-    """One a color; empty unless ``masked_by`` is "collar"."""
+    """One a color; empty where a nodata value or alpha says what is void."""
 
     @classmethod
     def open(
@@ -230,9 +231,9 @@ class Scene:
         With ``nodata="auto"`` there is imagery where the first of these says so that
         the file has, in GDAL's order (RFC 15): a mask band or .msk file; a nodata
         value (a pixel is void if *all* bands read are); an alpha band above 0. A file
-        of 8 or 16 bits with none of them may have a collar of flat black or white,
-        tied to the scene's edge; see `Collar`. A raster of class ids has background
-        there, not a collar: open it with ``collar=False``.
+        of 8 or 16 bits without the last two may have a collar of flat black or white,
+        tied to the scene's edge, and holes of the same; see `Collar`. A raster of
+        class ids has background there, not a collar: open it with ``collar=False``.
 
         Args:
             path: a local file.
@@ -974,12 +975,13 @@ def _validity_of(
         return "nodata", (float(nodata),) * src.count, ()
     flags = set(src.mask_flag_enums[0])
     if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
-        return "mask", declared, ()
+        # a mask may leave out what was filled with a flat color when it was mosaicked
+        return "mask", declared, _collars(src, wanted=collar)
     if any(value is not None for value in declared):
         return "nodata", declared, ()
     if ColorInterp.alpha in src.colorinterp:
         return "alpha", declared, ()
-    found = _find_collar(src) if collar and _may_have_collar(src) else ()
+    found = _collars(src, wanted=collar)
     return ("collar" if found else "nothing"), declared, found
 
 
@@ -1008,8 +1010,9 @@ def _equals(band: NDArray[Any], value: float | None) -> Any:
     return np.False_
 
 
-def _may_have_collar(src: DatasetReader) -> bool:
-    return src.dtypes[0] in _RINGING and ColorInterp.palette not in src.colorinterp
+def _collars(src: DatasetReader, *, wanted: bool) -> tuple[Collar, ...]:
+    possible = src.dtypes[0] in _RINGING and ColorInterp.palette not in src.colorinterp
+    return _find_collar(src) if wanted and possible else ()
 
 
 def _collar_bands(src: DatasetReader) -> list[int]:
@@ -1023,6 +1026,10 @@ def _find_collar(src: DatasetReader) -> tuple[Collar, ...]:
     Cells of 16 x 16 pixels are flat or not; those that hang together with the border
     through flat cells (side by side) are collar. Dark water is not: its pixels are
     not all exactly 0. The border is looked at first, and the rest only if need be.
+
+    A scene with a collar was mosaicked, and has holes inside of the same making:
+    once there is a collar, flat areas of its color that hold a square of
+    `_HOLE_CELLS` cells a side count too.
     """
     most = np.iinfo(src.dtypes[0]).max
     tolerance = _RINGING[src.dtypes[0]]
@@ -1040,9 +1047,21 @@ def _find_collar(src: DatasetReader) -> tuple[Collar, ...]:
     for color, (seed, line) in border.items():
         flat = _spread(seed, cells[color])
         if flat.any():
+            flat |= _spread(_squares(cells[color], _HOLE_CELLS), cells[color])
             tips = _tips(_spread(flat, flat | line) & ~flat)
             collars.append(Collar.of(flat, tips, color=color, tolerance=tolerance))
     return tuple(collars)
+
+
+def _squares(cells: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
+    """Mark the upper left cell of every square of True cells, ``side`` to a side."""
+    marked = np.zeros_like(cells)
+    if min(cells.shape) >= side:
+        windows = np.lib.stride_tricks.sliding_window_view
+        rows = windows(cells, side, axis=0).all(axis=-1)
+        whole = windows(rows, side, axis=1).all(axis=-1)
+        marked[: whole.shape[0], : whole.shape[1]] = whole
+    return marked
 
 
 def _tips(lined: NDArray[np.bool_]) -> NDArray[np.bool_]:

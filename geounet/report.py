@@ -56,7 +56,9 @@ def as_picture(
     values[:, ~validity] = 255
     values = np.rint(values.clip(0, 255))
     picture: NDArray[np.uint8] = values.astype(np.uint8).transpose(1, 2, 0)
-    return picture if picture.shape[2] == RGB else picture.repeat(RGB, axis=2)
+    if picture.shape[2] == 1:
+        picture = picture.repeat(RGB, axis=2)
+    return picture
 
 
 def overlay(
@@ -69,7 +71,7 @@ def overlay(
         where = mask == entry.id
         out[where] += OPACITY * (np.array(entry.rgb) - out[where])
     out[mask == NODATA] = 255
-    return np.rint(out).astype(np.uint8)
+    return np.asarray(np.rint(out), dtype=np.uint8)
 
 
 def _compose(halves: Sequence[NDArray[np.uint8]], shown: ClassTable) -> Image.Image:

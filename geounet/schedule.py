@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client as Client  # noqa: PLC0414  named by others too
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,6 +31,8 @@ CONFIG = {
 
 
 LOOPBACK = "127.0.0.1:0"
+PATIENCE = "30s"
+"""How long to wait for a scheduler to answer."""
 
 
 @contextmanager
@@ -56,7 +58,7 @@ def connect(
     with dask.config.set(CONFIG):
         if scheduler:
             try:
-                client = Client(scheduler, timeout="30s")
+                client = Client(scheduler, timeout=PATIENCE)
             except (OSError, ValueError) as error:
                 raise ConnectionError(
                     f"no Dask scheduler answers at {scheduler}: {error}"

@@ -442,6 +442,24 @@ def test_black_inside_the_scene_is_no_collar(write_raster: WriteRaster) -> None:
     assert valid[32:].all()
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_scene_with_a_collar_has_holes_of_its_color(
+    write_raster: WriteRaster, masked: bool
+) -> None:
+    """As a mosaic of drone imagery that filled its gaps with white."""
+    pixels = noise(3, 320, 320, low=40).clip(0, 250)
+    hole = np.zeros((320, 320), dtype=bool)
+    hole[96:272, 112:304] = True
+    pixels[:, hole] = 255
+    mask = np.ones((320, 320), dtype=bool) if masked else None
+    alone = validity(write_raster(pixels, mask=mask), (1, 2, 3))
+    assert alone.all()
+    pixels[:, :, :48] = 255
+    valid = validity(write_raster(pixels, mask=mask), (1, 2, 3))
+    hole[:, :48] = True
+    np.testing.assert_array_equal(valid, ~hole)
+
+
 def test_a_collar_does_not_depend_on_the_window_or_the_bands(
     write_raster: WriteRaster,
 ) -> None:
@@ -461,15 +479,12 @@ def test_a_collar_does_not_depend_on_the_window_or_the_bands(
     check()
 
 
-@pytest.mark.parametrize(
-    "told", [{"nodata": 7}, {"mask": np.ones((40, 40), dtype=bool)}]
-)
-def test_what_a_file_declares_leaves_no_room_for_a_collar(
-    write_raster: WriteRaster, told: dict[str, Any]
+def test_a_declared_nodata_value_leaves_no_room_for_a_collar(
+    write_raster: WriteRaster,
 ) -> None:
     pixels = noise(3, 40, 40, low=40)
     pixels[:, :32] = 0
-    assert validity(write_raster(pixels, **told), (1, 2, 3)).all()
+    assert validity(write_raster(pixels, nodata=7), (1, 2, 3)).all()
 
 
 def test_ringing_is_not_looked_for_in_16_bits(write_raster: WriteRaster) -> None:

@@ -1,0 +1,92 @@
+"""Recipes as tables: TOML read from disk, checked, the first mistake in one line.
+
+What a recipe may say is a pydantic model beside the code that obeys it; this module
+knows only how to say what is wrong with one.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from geounet.errors import ConfigError
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+
+
+def checked(kind: type[Checked], table: Mapping[str, Any], *, source: str) -> Checked:
+    """Make a table into a model, saying the first mistake in one line.
+
+    Args:
+        kind: the model; its tables may be nested.
+        table: what the recipe says.
+        source: where it says so, for the message.
+
+    Raises:
+        ConfigError: an unknown key (with a suggestion), or a value that is not allowed.
+    """
+    try:
+        return kind.model_validate(table)
+    except ValidationError as error:
+        problem = _unknown_key(kind, error) or _bad_value(error)
+        raise ConfigError(f"{source}: {problem}") from error
+
+
+def _unknown_key(kind: type[BaseModel], error: ValidationError) -> str | None:
+    first = error.errors()[0]
+    if first["type"] != "extra_forbidden":
+        return None
+    *path, key = first["loc"]
+    known = _known_keys(kind, path)
+    close = get_close_matches(str(key), known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    return f"unknown key {_dotted(first['loc'])}; {hint}"
+
+
+def _bad_value(error: ValidationError) -> str:
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    where = f"{_dotted(first['loc'])}: " if first["loc"] else ""
+    if isinstance(first["input"], Mapping):  # a whole table: too long to repeat
+        return f"{where}{message}"
+    return f"{where}{message}, got {first['input']!r}"
+
+
+def _dotted(path: Sequence[int | str]) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def _known_keys(kind: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """Return the keys of the table at ``path``; positions and names are no fields."""
+    for part in path:
+        if part in kind.model_fields:
+            kind = _table_in(kind.model_fields[str(part)].annotation) or kind
+    return list(kind.model_fields)
+
+
+def _table_in(annotation: Any) -> type[BaseModel] | None:
+    """Find the model in ``Table``, ``tuple[Table, ...]``, ``dict[str, Table]``..."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (_table_in(argument) for argument in get_args(annotation))
+    return next((table for table in inner if table), None)

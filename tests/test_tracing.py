@@ -1,0 +1,103 @@
+"""Blocks, workers and files change nothing: tracing gives the polygons of one piece."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from geounet.classes import NODATA, ClassTable
+from geounet.raster import Scene
+from geounet.tiling import Tile, TileGrid, Window
+from geounet.tracing import RasterLabels, mask_counts, trace_mask
+from geounet.vectorize import Regions, polygonize
+from tests.conftest import WriteRaster
+from tests.test_stitching import staged
+
+CLASSES = (1, 2)
+
+
+def backwards(func: Callable[[Tile], None], blocks: Iterable[Tile]) -> Iterator[None]:
+    """Run tasks in the worst order, as a cluster might."""
+    yield from map(func, reversed(list(blocks)))
+
+
+def blobs(height: int, width: int, *, seed: int = 0) -> NDArray[np.uint8]:
+    """A mask with regions of all sizes, some across every border."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.choice(
+        np.array([0, 1, 2, NODATA], np.uint8), (height // 7 + 1, width // 7 + 1)
+    )
+    mask = coarse.repeat(7, axis=0).repeat(7, axis=1)[:height, :width].copy()
+    noise = rng.random((height, width)) < 0.05
+    mask[noise] = rng.integers(0, 3, noise.sum())
+    return mask
+
+
+def same(a: Regions, b: Regions) -> bool:
+    names = ("value", "origin", "area", "score_sum", "coords", "ring_offsets")
+    return all(np.array_equal(getattr(a, n), getattr(b, n)) for n in names)
+
+
+@pytest.mark.parametrize("block_size", [1, 16, 37, 200])
+def test_regions_come_in_order_whatever_the_blocks(
+    tmp_path: Path, block_size: int
+) -> None:
+    mask = blobs(90, 60) if block_size > 1 else blobs(12, 9)
+    best = np.random.default_rng(1).integers(1, 255, mask.shape, dtype=np.uint8)
+    parts = staged(tmp_path / "parts", mask, core=25)
+    staged(tmp_path / "parts", best, core=25, kind="best")
+    traced = trace_mask(
+        parts, classes=CLASSES, folder=tmp_path, run=backwards, block_size=block_size
+    )
+    for value in CLASSES:
+        whole = polygonize(mask, classes=[value], scores=best)
+        found = Regions.concatenate(list(traced.regions(value)))
+        assert same(found, whole)
+
+
+def test_the_areas_of_the_regions_are_the_counts_of_the_mask(tmp_path: Path) -> None:
+    mask = blobs(80, 50, seed=3)
+    parts = staged(tmp_path / "parts", mask, core=32)
+    staged(tmp_path / "parts", mask, core=32, kind="best")
+    traced = trace_mask(
+        parts, classes=CLASSES, folder=tmp_path, run=backwards, block_size=16
+    )
+    counts = mask_counts(mask)
+    for value in CLASSES:
+        assert sum(r.area.sum() for r in traced.regions(value)) == counts[value]
+
+
+def test_a_foreign_raster_is_read_by_its_values(write_raster: WriteRaster) -> None:
+    mask = np.array([[[7, 7, 3], [0, 300, 3]]], dtype=np.int16)
+    scene = Scene.open(write_raster(mask, nodata=0), collar=False)
+    table = ClassTable.from_values({"house": 7, "lane": 3})
+    labels = RasterLabels(scene=scene, table=table)
+    found = labels.read(Window(row_off=0, col_off=0, height=2, width=3))
+    assert found.mask.tolist() == [[7, 7, 3], [NODATA, 0, 3]]
+    assert found.best is None
+
+
+def test_blocks_of_a_raster_on_disk_give_its_regions(
+    tmp_path: Path, write_raster: WriteRaster
+) -> None:
+    mask = blobs(70, 45, seed=5)
+    scene = Scene.open(write_raster(mask[None], nodata=NODATA), collar=False)
+    table = ClassTable.from_values({"a": 1, "b": 2})
+    labels = RasterLabels(scene=scene, table=table)
+    traced = trace_mask(
+        labels, classes=CLASSES, folder=tmp_path, run=backwards, block_size=32
+    )
+    found = Regions.concatenate(list(traced.regions(2)))
+    assert same(found, polygonize(mask, classes=[2]))
+
+
+def test_the_grid_of_a_trace_covers_the_mask(tmp_path: Path) -> None:
+    mask = blobs(30, 20)
+    parts = staged(tmp_path / "parts", mask, core=30)
+    staged(tmp_path / "parts", mask, core=30, kind="best")
+    traced = trace_mask(
+        parts, classes=CLASSES, folder=tmp_path, run=backwards, block_size=16
+    )
+    assert traced.grid == TileGrid(height=30, width=20, tile_size=16, halo=0)
