@@ -86,6 +86,7 @@ def run_archive(
     recipe = make_recipe(pipeline, options)
     output = Path(output).absolute()
     scenes = list(list_scenes(archive, output))
+    make_folder(output)
     outcomes = []
     workers = recipe.workers or (1 if processes else 2)
     with scheduler(recipe, workers=workers, processes=processes) as client:
@@ -104,6 +105,20 @@ def run_archive(
                 each(outcome, number, len(scenes))
     write_summary(output, recipe, outcomes)
     return outcomes
+
+
+def make_folder(output: Path) -> None:
+    """Make the output folder, before hours of work find out that it cannot be made.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the output folder {output}: {error.strerror}"
+        ) from error
 
 
 def attempt(listed: Listed, do: Callable[[Listed], Result]) -> Outcome:
@@ -133,11 +148,17 @@ def list_scenes(archive: str | Path, output: Path) -> Iterator[Listed]:
     case does not count) get a few characters of their path's hash.
 
     Raises:
-        ConfigError: there is no such archive, or no GeoTIFF in it.
+        ConfigError: there is no such archive, no GeoTIFF in it, or its own folder is
+            the output folder.
     """
-    archive = Path(archive).absolute()
+    archive, output = _normal(archive), _normal(output)
+    if archive == output:
+        raise ConfigError(
+            f"scenes and outputs cannot share the folder {archive}; give another one, "
+            f"for instance -o {archive / 'out'}"
+        )
     if archive.is_dir():
-        root, paths = archive, _found_below(archive, leave_out=output)
+        root, paths = archive, _found_below(archive, outputs=output)
     elif archive.is_file():
         paths = _read_list(archive)
         root = Path(os.path.commonpath([p.parent for p in paths] or [archive.parent]))
@@ -148,7 +169,7 @@ def list_scenes(archive: str | Path, output: Path) -> Iterator[Listed]:
             f"no scene in {archive}; wanted files that end in "
             f"{' or '.join(sorted(SUFFIXES))}, or a text file with one path a line"
         )
-    taken: set[str] = set()
+    taken = {str(output / Path(SUMMARY).stem).casefold()}
     for path in paths:
         folder = output / path.parent.relative_to(root)
         stem = path.stem
@@ -159,14 +180,20 @@ def list_scenes(archive: str | Path, output: Path) -> Iterator[Listed]:
         yield Listed(path=path, output=folder, stem=stem)
 
 
-def _found_below(folder: Path, *, leave_out: Path) -> list[Path]:
+def _normal(path: str | Path) -> Path:
+    return Path(os.path.normpath(Path(path).absolute()))
+
+
+def _found_below(folder: Path, *, outputs: Path) -> list[Path]:
     """List GeoTIFFs by name; the outputs may lie in the archive, and are no scenes."""
+    inside = folder in outputs.parents
     return sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES
-        and leave_out not in path.parents
+        and not (inside and outputs in path.parents)
         and not path.name.startswith(".")
+        and not path.is_dir()
     )
 
 
@@ -197,6 +224,5 @@ def write_summary(output: Path, recipe: Recipe, outcomes: Iterable[Outcome]) -> 
             for outcome in outcomes
         ],
     }
-    output.mkdir(parents=True, exist_ok=True)
     with replacing(output / SUMMARY) as partial:
         partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

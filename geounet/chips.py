@@ -18,17 +18,15 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
-import rasterio
 import rasterio.features
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
+from rasterio.crs import CRS
 
-from geounet.errors import ConfigError, RasterError
+from geounet.errors import ConfigError, CRSError, RasterError
 from geounet.raster import Scene
 from geounet.synthetic import CLASSES as SYNTHETIC_CLASSES
 from geounet.synthetic import draw_scene
@@ -43,7 +41,10 @@ EXTENT, IGNORE = "extent", "ignore"
 labelled (everywhere, where no such feature is given), and ground left unknown."""
 COARSEST = 64
 """Least side of a pyramid's last level, in pixels."""
-READABLE = ("GTiff", "JPEG", "PNG")
+IMAGES = ("GTiff", "JPEG", "PNG")
+LABEL_RASTERS = ("GTiff", "PNG")
+"""Without JPEG, which changes values."""
+LABEL_VECTORS = (".geojson", ".gpkg")
 
 
 class Source(BaseModel):
@@ -109,7 +110,7 @@ class Chip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where and how a chip is cut: centre in pixels, ground size, turn, mirror."""
+    """Where and how a chip is cut: centre in pixels, metres, radians, mirrored."""
 
     row: float
     col: float
@@ -163,23 +164,13 @@ def _draw(
 def _read(source: Source, classes: Sequence[str], finest: float) -> LabelledScene:
     if source.image is None or source.labels is None:  # excluded by Source
         raise ConfigError("a source needs image and labels")
-    georeferenced = source.ground_size is None
-    scene = Scene.open(
-        source.image,
-        georeferenced=georeferenced,
-        drivers=READABLE,
-        collar=source.collar,
-    )
-    ground_size = source.ground_size or scene.ground_size
-    if ground_size is None:
-        raise ConfigError(f"{source.image} has no CRS; give its ground_size in metres")
-    if georeferenced:
-        scene = scene.resampled_to(finest)
-        ground_size = scene.ground_size or ground_size
+    scene, ground_size = _open(source.image, source, finest)
     window = Window(row_off=0, col_off=0, height=scene.height, width=scene.width)
     pixels, validity = scene.read(window, (1, 2, 3))
-    burn = _burn if source.labels.suffix in {".geojson", ".gpkg"} else _decode
-    labels = burn(source, scene, classes)
+    pixels[:, ~validity] = 0  # as inference fills it
+    vector = source.labels.suffix.lower() in LABEL_VECTORS
+    burn = _burn if vector else _decode
+    labels = burn(source.labels, source, scene, classes)
     labels[~validity] = UNKNOWN
     if not np.isin(labels, np.arange(1, len(classes) + 1)).any():
         raise RasterError(
@@ -197,23 +188,45 @@ def _read(source: Source, classes: Sequence[str], finest: float) -> LabelledScen
     )
 
 
-def _decode(source: Source, scene: Scene, classes: Sequence[str]) -> NDArray[np.uint8]:
-    """Read a label raster on the scene's grid, nearest neighbour."""
-    try:
-        with rasterio.open(source.labels) as src:
-            size = src.height, src.width
-            values = src.read(
-                1,
-                out_shape=(scene.height, scene.width),
-                resampling=Resampling.nearest,
-            )
-    except RasterioError as error:
-        raise RasterError(f"cannot read labels {source.labels}: {error}") from error
-    if size != (scene.source_height, scene.source_width):
-        raise RasterError(
-            f"labels {source.labels} are {size[0]} x {size[1]} px, the image "
-            f"{scene.source_height} x {scene.source_width}; they must share a grid"
+def _open(image: Path, source: Source, finest: float) -> tuple[Scene, float]:
+    """Open the image, on pixels of ``finest`` metres where it is known to be finer."""
+
+    def opened(*, georeferenced: bool) -> Scene:
+        return Scene.open(
+            image, georeferenced=georeferenced, drivers=IMAGES, collar=source.collar
         )
+
+    if source.ground_size is not None:
+        scene, ground_size = opened(georeferenced=False), source.ground_size
+    else:
+        try:
+            scene = opened(georeferenced=True).resampled_to(finest)
+        except CRSError as error:
+            raise ConfigError(
+                f"{image} is not placed on the ground; give its ground_size in metres"
+            ) from error
+        ground_size = scene.ground_size or finest
+    if scene.dtype != "uint8":
+        raise RasterError(
+            f"{image} holds {scene.dtype}, training takes uint8; stretch it first with "
+            "gdal_translate -ot Byte -scale"
+        )
+    return scene, ground_size
+
+
+def _decode(
+    path: Path, source: Source, scene: Scene, classes: Sequence[str]
+) -> NDArray[np.uint8]:
+    """Read a label raster on the scene's grid, nearest neighbour."""
+    raster = Scene.open(
+        path, georeferenced=False, drivers=LABEL_RASTERS, collar=False, nodata="none"
+    )
+    _check_shared_grid(raster, scene)
+    whole = Window(row_off=0, col_off=0, height=raster.height, width=raster.width)
+    values = raster.read(whole, (1,))[0][0]
+    rows = (np.arange(scene.height) + 0.5) * raster.height / scene.height
+    cols = (np.arange(scene.width) + 0.5) * raster.width / scene.width
+    values = values[np.ix_(rows.astype(int), cols.astype(int))]
     labels = np.full(values.shape, UNKNOWN, dtype=np.uint8)
     labels[np.isin(values, source.other)] = OTHER
     for name, value in source.values.items():
@@ -221,9 +234,38 @@ def _decode(source: Source, scene: Scene, classes: Sequence[str]) -> NDArray[np.
     return labels
 
 
-def _burn(source: Source, scene: Scene, classes: Sequence[str]) -> NDArray[np.uint8]:
+def _check_shared_grid(labels: Scene, image: Scene) -> None:
+    size = image.source_height, image.source_width
+    if (labels.height, labels.width) != size:
+        raise RasterError(
+            f"labels {labels.path} are {labels.height} x {labels.width} px, the image "
+            f"{size[0]} x {size[1]}; they must share a grid"
+        )
+    if not (labels.crs and image.crs):
+        return  # one does not say where it lies: they are taken to lie together
+    for corner in ((0, 0), size[::-1]):
+        found = ~image.source_transform * (labels.source_transform * corner)
+        if not np.allclose(found, corner, rtol=0, atol=0.5):
+            raise RasterError(
+                f"labels {labels.path} lie elsewhere than {image.path}: pixel {corner} "
+                f"is the image's ({found[0]:.1f}, {found[1]:.1f}); they must share a "
+                "grid"
+            )
+
+
+def _burn(
+    path: Path, source: Source, scene: Scene, classes: Sequence[str]
+) -> NDArray[np.uint8]:
     """Burn vector labels into the scene's grid, later classes over earlier ones."""
-    features = gpd.read_file(source.labels).to_crs(scene.crs)
+    if scene.crs is None:
+        raise CRSError(f"{source.image} has no CRS, so {path} cannot be laid on it")
+    features = _read_features(path, scene.crs)
+    found = sorted({str(name) for name in features["class"]})
+    if not set(found) & set(classes):
+        raise ConfigError(
+            f"labels {path}: no class of the recipe ({', '.join(classes)}), but "
+            f"{', '.join(found) or 'nothing'}"
+        )
     shape, transform = (scene.height, scene.width), scene.transform
 
     def inside(name: str) -> NDArray[np.bool_]:
@@ -239,9 +281,31 @@ def _burn(source: Source, scene: Scene, classes: Sequence[str]) -> NDArray[np.ui
     for index, name in enumerate(classes, start=1):
         labels[inside(name)] = index
     labels[inside(IGNORE)] = UNKNOWN
-    if (features["class"] == EXTENT).any():
+    if EXTENT in found:
         labels[~inside(EXTENT)] = UNKNOWN
     return labels
+
+
+def _read_features(path: Path, crs: CRS) -> gpd.GeoDataFrame:
+    """Read vector labels, in ``crs``; features without a geometry are left out."""
+    if not path.is_file():
+        raise RasterError(f"labels {path}: no such file")
+    try:
+        features = gpd.read_file(path)
+    except (RuntimeError, ValueError) as error:  # pyogrio's are RuntimeErrors
+        reason = str(error).partition("\n")[0]
+        raise RasterError(f"cannot read labels {path}: {reason}") from error
+    if not isinstance(features, gpd.GeoDataFrame):
+        raise RasterError(f"labels {path}: a table without geometries")
+    if "class" not in features:
+        raise RasterError(
+            f"labels {path}: no attribute 'class', but "
+            f"{', '.join(features.columns.drop('geometry')) or 'none'}"
+        )
+    if features.crs is None:
+        raise CRSError(f"labels {path} have no CRS; assign one with ogr2ogr -a_srs")
+    features = features[~(features.geometry.isna() | features.geometry.is_empty)]
+    return features.to_crs(crs)
 
 
 def pyramid(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], ...]:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from geounet.archive import Outcome
     from geounet.pipeline import Result
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
+# Not checked here: the functions say in one line what is wrong with a path.
+PATH = click.Path(path_type=Path)
 
 
 class _UsageMistake(click.ClickException):
@@ -106,7 +106,7 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 RUN_OPTIONS = (
-    click.option("-o", "--output", type=FOLDER, required=True, help="Output folder."),
+    click.option("-o", "--output", type=PATH, required=True, help="Output folder."),
     click.option(
         "--pipeline", metavar="NAME|FILE", help="Recipe; options win over it."
     ),
@@ -199,7 +199,7 @@ def main(ctx: click.Context, *, verbose: bool, quiet: bool) -> None:
 
 
 @main.command()
-@click.argument("scenes", nargs=-1, required=True, type=FILE)
+@click.argument("scenes", nargs=-1, required=True, type=PATH)
 @_run_options
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
 @click.pass_obj
@@ -285,9 +285,9 @@ def _tell(progress: Progress, result: Result) -> None:
 
 
 @main.command()
-@click.argument("raster", type=FILE)
+@click.argument("raster", type=PATH)
 @click.option("--class", "class_name", required=True, help="Class to vectorise.")
-@click.option("-o", "--output", type=FILE, required=True, help="Vector file.")
+@click.option("-o", "--output", type=PATH, required=True, help="Vector file.")
 @click.option(
     "--values", type=_Values(), help="Classes of a raster that does not name them."
 )
@@ -335,7 +335,7 @@ def export(
 
 
 @main.command()
-@click.argument("archive", type=click.Path(path_type=Path))
+@click.argument("archive", type=PATH)
 @_run_options
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
 @click.pass_obj
@@ -392,7 +392,7 @@ def batch(
 
 
 @main.command()
-@click.argument("recipe", type=FILE)
+@click.argument("recipe", type=PATH)
 @click.pass_obj
 def train(progress: Progress, /, recipe: Path) -> None:
     """Train a model from a recipe; run it again to resume.
@@ -412,7 +412,7 @@ def train(progress: Progress, /, recipe: Path) -> None:
 
 
 @main.command()
-@click.option("-o", "--output", type=FOLDER, default=Path("demo"), help="Folder.")
+@click.option("-o", "--output", type=PATH, default=Path("demo"), help="Folder.")
 @click.pass_obj
 def demo(progress: Progress, /, *, output: Path) -> None:
     """Draw a scene, run the main job on it, and say where the picture is.

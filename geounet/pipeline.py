@@ -10,11 +10,12 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from geounet import __version__
 from geounet.classes import (
@@ -95,6 +96,8 @@ NUMERICS_EPOCH = 1
 """Raised when the same input and parameters give other results than before."""
 LARGEST_CORE = 2048
 """Side of the largest tile core by default: about 1.2 GB with the shipped model."""
+LARGEST_TILE = 16384
+"""Side of the largest tile that may be asked for."""
 PIPELINES = (
     Path(__file__).parent / "pipelines",  # in the wheel
     Path(__file__).parents[1] / "pipelines",  # in a checkout
@@ -137,11 +140,25 @@ class Recipe(_Table):
     format: str = "geojson"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    tile_size: int | None = Field(None, ge=1)
+    tile_size: int | None = Field(None, ge=1, le=LARGEST_TILE)
     batch_size: int = Field(1, ge=1)
     workers: int | None = Field(None, ge=1)
     scheduler: str | None = None
     features: dict[str, FeatureTable] = {}
+
+    @field_validator("scale")
+    @classmethod
+    def _ascending(
+        cls, scale: tuple[float, float] | None
+    ) -> tuple[float, float] | None:
+        if scale and not -math.inf < scale[0] < scale[1] < math.inf:
+            raise ValueError("must be the darkest value, then a greater one")
+        return scale
+
+    @field_serializer("nodata", when_used="json")
+    def _as_json(self, nodata: str | float) -> str | float:
+        """JSON has no number for NaN, but `nodata` may be text."""
+        return nodata if isinstance(nodata, str) or not math.isnan(nodata) else "nan"
 
     @classmethod
     def load(cls, name: str | Path) -> Recipe:
@@ -426,22 +443,29 @@ def fingerprint(made_from: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def is_up_to_date(plan: Plan) -> bool:
+def is_up_to_date(work: Plan) -> bool:
     """Tell whether the receipt has this fingerprint and all its files are whole."""
+    sizes = recorded_sizes(work)
     try:
-        receipt = json.loads(plan.receipt.read_text(encoding="utf-8"))
-        if receipt["properties"]["geounet:fingerprint"] != plan.fingerprint:
-            return False
-        sizes = {a["href"]: a["file:size"] for a in receipt["assets"].values()}
-        return (
-            all(
-                (plan.output / href).stat().st_size == size
-                for href, size in sizes.items()
-            )
-            and {p.name for p in plan.outputs.values()} <= sizes.keys()
+        return {path.name for path in work.outputs.values()} <= sizes.keys() and all(
+            (work.output / name).stat().st_size == size for name, size in sizes.items()
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError:
         return False
+
+
+def recorded_sizes(work: Plan) -> dict[str, int]:
+    """Return the bytes of each output as the receipt of this very plan has them.
+
+    Nothing where there is no receipt, or one of another plan.
+    """
+    try:
+        receipt = json.loads(work.receipt.read_text(encoding="utf-8"))
+        if receipt["properties"]["geounet:fingerprint"] != work.fingerprint:
+            return {}
+        return {a["href"]: a["file:size"] for a in receipt["assets"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 # --- the run ----------------------------------------------------------------------
@@ -543,7 +567,14 @@ def execute(
         GeounetError: of another kind, from reading or inference.
     """
     prepare_output(work, overwrite=overwrite)
-    clock = Clock(report)
+    try:
+        return _staged(work, client=client, clock=Clock(report))
+    finally:
+        shutil.rmtree(work.staging, ignore_errors=True)
+
+
+def _staged(work: Plan, *, client: Client, clock: Clock) -> Result:
+    """Do what a plan says, with a staging folder that is there."""
     parts = Parts(folder=work.staging, blocks=work.blocks)
     counts = infer(work, parts, client=client, clock=clock)
     with clock.stage("stitch"):
@@ -574,7 +605,6 @@ def execute(
             work.outputs["preview"], work.scene, parts, work.shown, bands=work.bands
         )
     write_receipt(work, counts=counts, features=features, seconds=clock.seconds)
-    shutil.rmtree(work.staging, ignore_errors=True)
     return Result(
         scene=work.scene.path,
         outputs=work.outputs,
@@ -610,6 +640,21 @@ class Clock:
         self.tell(name, 1, 1)
 
 
+def is_own(work: Plan, there: Iterable[Path]) -> bool:
+    """Tell whether files are what this very plan made.
+
+    That is so in a run that was cut short, and in one of whose outputs some have been
+    deleted since.
+    """
+    if work.staging.is_dir() and not work.receipt.exists():
+        return True
+    sizes = recorded_sizes(work)
+    return bool(sizes) and all(
+        path == work.receipt or path.stat().st_size == sizes.get(path.name)
+        for path in there
+    )
+
+
 def prepare_output(work: Plan, *, overwrite: bool) -> None:
     """Make the output and staging folders, and refuse to clobber.
 
@@ -618,9 +663,9 @@ def prepare_output(work: Plan, *, overwrite: bool) -> None:
             made.
     """
     there = [p for p in (*work.outputs.values(), work.receipt) if p.exists()]
-    if there and not overwrite:
+    if there and not overwrite and not is_own(work, there):
         raise OutputError(
-            f"{there[0]} exists and was made from another input, model or with other "
+            f"{there[0]} exists and is not known to come from this input, model and "
             "parameters; replace it with --overwrite, or choose another folder"
         )
     try:
@@ -815,6 +860,8 @@ def export_features(
     """
     output = Path(output).absolute()
     chosen = format_of(format or output)
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder; give the name of a file")
     if output.exists() and not overwrite:
         raise OutputError(f"{output} exists; replace it with --overwrite")
     labels = open_labels(raster, values=values, assume_crs=assume_crs)
@@ -911,14 +958,7 @@ def write_receipt(
             },
             "geounet:counts": {
                 "features": features,
-                "pixels": {
-                    entry.name: int(counts.by_value[entry.id])
-                    for entry in work.table.entries
-                }
-                | {
-                    "background": int(counts.by_value[0]),
-                    "nodata": int(counts.by_value[NODATA]),
-                },
+                "pixels": pixels_by_class(work.shown, counts.by_value),
             },
             "geounet:seconds": seconds,
         },
@@ -935,6 +975,17 @@ def write_receipt(
     with replacing(work.receipt) as partial_path:
         text = json.dumps(receipt, indent=2, ensure_ascii=False, allow_nan=False)
         partial_path.write_text(text + "\n", encoding="utf-8")
+
+
+def pixels_by_class(shown: ClassTable, by_value: NDArray[np.int64]) -> dict[str, int]:
+    """Return the pixels of each class in the mask, on the working grid.
+
+    What the model found of a class that is not shown is background in the mask.
+    """
+    pixels = {entry.name: int(by_value[entry.id]) for entry in shown.entries}
+    nodata = int(by_value[NODATA])
+    background = int(by_value.sum()) - nodata - sum(pixels.values())
+    return pixels | {"background": background, "nodata": nodata}
 
 
 def versions() -> dict[str, str]:

@@ -904,7 +904,7 @@ def _parse_crs(text: str) -> CRS:
     try:
         with _env():
             return CRS.from_user_input(text)
-    except rasterio.errors.CRSError as error:
+    except (rasterio.errors.CRSError, ValueError, OverflowError) as error:
         raise CRSError(
             f"{_line(text)!r} is no coordinate reference system; wanted one like "
             "EPSG:32633"
@@ -975,8 +975,9 @@ def _validity_of(
         return "nodata", (float(nodata),) * src.count, ()
     flags = set(src.mask_flag_enums[0])
     if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
-        # a mask may leave out what was filled with a flat color when it was mosaicked
-        return "mask", declared, _collars(src, wanted=collar)
+        # one that calls the whole border imagery may not know of a mosaic's filling
+        knows = _masks_border(src)
+        return "mask", declared, _collars(src, wanted=collar and not knows)
     if any(value is not None for value in declared):
         return "nodata", declared, ()
     if ColorInterp.alpha in src.colorinterp:
@@ -1008,6 +1009,18 @@ def _equals(band: NDArray[Any], value: float | None) -> Any:
     if limits.min <= value <= limits.max and value == int(value):
         return band == int(value)
     return np.False_
+
+
+def _masks_border(src: DatasetReader) -> bool:
+    """Tell whether a mask band leaves out any pixel on the scene's outermost lines."""
+    rows, cols = (0, src.height), (0, src.width)
+    lines = (
+        ((0, 1), cols),
+        ((src.height - 1, src.height), cols),
+        (rows, (0, 1)),
+        (rows, (src.width - 1, src.width)),
+    )
+    return any(not src.read_masks(1, window=line).all() for line in lines)
 
 
 def _collars(src: DatasetReader, *, wanted: bool) -> tuple[Collar, ...]:

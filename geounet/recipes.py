@@ -52,14 +52,16 @@ def checked(kind: type[Checked], table: Mapping[str, Any], *, source: str) -> Ch
 
 
 def _unknown_key(kind: type[BaseModel], error: ValidationError) -> str | None:
-    first = error.errors()[0]
-    if first["type"] != "extra_forbidden":
-        return None
-    *path, key = first["loc"]
-    known = _known_keys(kind, path)
-    close = get_close_matches(str(key), known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    return f"unknown key {_dotted(first['loc'])}; {hint}"
+    """Describe the first unknown key; a misspelt key is also a missing one."""
+    for found in error.errors():
+        if found["type"] == "extra_forbidden":
+            *path, key = found["loc"]
+            known = _known_keys(kind, path)
+            close = get_close_matches(str(key), known, n=1)
+            known_keys = f"known: {', '.join(known)}"
+            hint = f"did you mean {close[0]!r}?" if close else known_keys
+            return f"unknown key {_dotted(found['loc'])}; {hint}"
+    return None
 
 
 def _bad_value(error: ValidationError) -> str:

@@ -34,8 +34,9 @@ def write_preview(
     """
     visible = bands[:RGB] if len(bands) >= RGB else bands[:1]
     pixels, validity = read_overview(scene, max_size=PREVIEW_SIZE, bands=visible)
-    picture = as_picture(pixels, validity)
-    mask = parts.decimated("mask", height=picture.shape[0], width=picture.shape[1])
+    height, width = validity.shape
+    mask = parts.decimated("mask", height=height, width=width)
+    picture = as_picture(pixels, validity & (mask != NODATA))
     halves = [picture, overlay(picture, mask, shown)]
     with replacing(path) as partial:
         _compose(halves, shown).save(partial, format="PNG")

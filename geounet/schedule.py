@@ -55,6 +55,8 @@ def connect(
     from distributed import Client, LocalCluster
 
     logging.getLogger("distributed").setLevel(logging.WARNING)
+    # an error in a task is raised here: the worker need not print it too
+    logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
     with dask.config.set(CONFIG):
         if scheduler:
             try:

@@ -26,8 +26,11 @@ from geounet.raster import Scene
 from geounet.tiling import Tile, TileGrid, Window
 from geounet.vectorize import BlockTrace, Regions, link, trace_block
 
-TRACE_BLOCK = 2048
+TRACE_BLOCK = 1024
 """Side of a block to trace, in pixels; the result does not depend on it."""
+
+BATCH = 8192
+"""Most regions handed out at once: as geometries they take a kilobyte each and more."""
 
 RunTasks = Callable[[Callable[[Tile], None], Iterable[Tile]], Iterator[None]]
 """How tasks are run; see `geounet.schedule.run_tasks`."""
@@ -90,10 +93,10 @@ class TracedMask:
     crossing: Regions
 
     def regions(self, value: int) -> Iterator[Regions]:
-        """Yield the regions of a class, in the order of their origins.
+        """Yield the regions of a class, in the order of their origins, by batches.
 
-        One row of blocks at a time: memory grows with the width of the raster, not
-        with its height.
+        One row of blocks is loaded at a time: memory grows with the width of the
+        raster, not with its height.
         """
         crossing = self.crossing.select(self.crossing.value == value)
         row_of = crossing.origin // self.grid.width
@@ -105,7 +108,9 @@ class TracedMask:
                 block = self.grid[block_row * self.grid.shape[1] + block_col]
                 inside = BlockTrace.load(_trace_path(self.folder, block)).regions
                 parts.append(inside.select(inside.value == value))
-            yield Regions.concatenate(parts).sorted()
+            row = Regions.concatenate(parts).sorted()
+            for start in range(0, max(len(row), 1), BATCH):
+                yield row.select(np.arange(start, min(start + BATCH, len(row))))
 
 
 def trace_mask(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -47,6 +46,7 @@ from geounet.model import (
     save_model,
 )
 from geounet.raster import replacing
+from geounet.recipes import checked, read_table
 from geounet.unet import UNet
 
 log = logging.getLogger(__name__)
@@ -105,17 +105,11 @@ class TrainingRecipe(_Table):
         """Read and check a recipe; paths in it are relative to the file.
 
         Raises:
-            ConfigError: not TOML, or a key or value that is not allowed.
+            ConfigError: not TOML, or a key or value that is not allowed; an unknown
+                key comes with a suggestion.
         """
         path = Path(path)
-        try:
-            recipe = cls.model_validate(tomllib.loads(path.read_text()))
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path} is not TOML: {error}") from error
-        except ValidationError as error:
-            raise ConfigError(f"{path}: {first_problem(error)}") from error
+        recipe = checked(cls, read_table(path), source=str(path))
         return recipe.relative_to(path.parent)
 
     def relative_to(self, folder: Path) -> TrainingRecipe:
@@ -130,20 +124,21 @@ class TrainingRecipe(_Table):
             )
             for source in self.data
         ]
+        init = self.model.init
+        if init and (folder / init).is_file():  # else the name of a shipped model
+            init = str(folder / init)
         return self.model_copy(
-            update={"output": folder / self.output, "data": tuple(data)}
+            update={
+                "output": folder / self.output,
+                "model": self.model.model_copy(update={"init": init}),
+                "data": tuple(data),
+            }
         )
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in order."""
         return tuple(c.name for c in self.classes)
-
-
-def first_problem(error: ValidationError) -> str:
-    """Say the first thing that pydantic found wrong as ``key: message``."""
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,10 +167,9 @@ def train_model(
     """
     recipe = TrainingRecipe.load(recipe_path)
     torch.set_num_threads(recipe.loop.threads)
+    check_holdout(recipe)
     scenes = load_scenes(recipe)
     training = [scene for scene in scenes if scene.group not in recipe.holdout]
-    if not training:
-        raise TrainingError("every group is held out; there is nothing to train on")
     card = draft_card(recipe, training)
     run = TrainingRun.start(recipe, card)
     started = time.monotonic()
@@ -200,6 +194,24 @@ def train_model(
     with replacing(path) as partial:
         save_model(partial, run.average, card.model_copy(update={"scores": scores}))
     return path
+
+
+def check_holdout(recipe: TrainingRecipe) -> None:
+    """Check that held-out groups exist, and that there are others.
+
+    Raises:
+        ConfigError: no data of a held-out group.
+        TrainingError: every group is held out.
+    """
+    groups = {source.group for source in recipe.data}
+    for group in recipe.holdout:
+        if group not in groups:
+            raise ConfigError(
+                f"holdout: no data of group {group!r}; there are "
+                f"{', '.join(sorted(groups))}"
+            )
+    if groups == set(recipe.holdout):
+        raise TrainingError("every group is held out; there is nothing to train on")
 
 
 def load_scenes(recipe: TrainingRecipe) -> list[LabelledScene]:
@@ -368,8 +380,9 @@ class TrainingRun:
         value = float(loss.detach())
         if not np.isfinite(value):
             raise TrainingError(
-                f"the loss became {value} at step {step}; lower learning_rate and run "
-                f"again from {self.recipe.output / CHECKPOINT}"
+                f"the loss became {value} at step {step}; lower learning_rate and "
+                f"start in another output folder ({self.recipe.output} keeps its "
+                "checkpoint)"
             )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()

@@ -21,11 +21,20 @@ def textured(height: int, width: int, *, seed: int = 0) -> NDArray[np.uint8]:
     """Blotches of colour, shape (3, height, width), never 0 and never 255."""
     noise = np.random.default_rng(seed).normal(size=(3, height, width))
     smooth = np.stack([gaussian_filter(band, 3) for band in noise])
-    return (127 + 50 * smooth / smooth.std()).clip(1, 254).astype(np.uint8)
+    grey = (127 + 50 * smooth / smooth.std()).clip(1, 254)
+    return np.asarray(grey, dtype=np.uint8)
 
 
-def save_tiny(path: Path, *, classes: tuple[str, ...] = ("building", "water")) -> Path:
-    """Save a model of depth 1 (halo 8, stride 2) that works at 2 m."""
+def save_tiny(
+    path: Path,
+    *,
+    classes: tuple[str, ...] = ("building", "water"),
+    bias: float = 0.0,
+) -> Path:
+    """Save a model of depth 1 (halo 8, stride 2) that works at 2 m.
+
+    A ``bias`` of NaN makes a damaged one.
+    """
     card = tiny_card(depth=1).model_copy(
         update={"classes": tuple(ClassCard(name=n, colour=COLOURS[n]) for n in classes)}
     )
@@ -37,6 +46,6 @@ def save_tiny(path: Path, *, classes: tuple[str, ...] = ("building", "water")) -
     pixels = torch.from_numpy(textured(128, 128, seed=99).astype(np.float32))
     with torch.inference_mode():
         logits = network((pixels[None] - 110) / 60)[0]
-        head.bias -= logits.flatten(1).quantile(0.75, dim=1)
+        head.bias += bias - logits.flatten(1).quantile(0.75, dim=1)
     save_model(path, network, card)
     return path

@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.glob("*.py"))
 
 LAYERS = [
     {"errors"},
-    {"tiling", "unet", "progress"},
+    {"tiling", "unet", "progress", "recipes"},
     {"raster", "model", "classes", "vectorize", "schedule", "synthetic"},
     {"chips", "inference", "stitching", "tracing", "export"},
     {"training", "report"},
@@ -36,7 +36,7 @@ DOORS = {
     "numba": {"vectorize", "raster"},
     "PIL": {"report", "chips"},
     "pyarrow": {"export"},
-    "pydantic": {"pipeline", "model", "training", "chips"},
+    "pydantic": {"recipes", "pipeline", "model", "training", "chips"},
     "pyogrio": {"export"},
     "pyproj": {"raster", "export"},
     "rasterio": {"raster", "chips", "synthetic"},

@@ -1,0 +1,61 @@
+"""Peak memory is a matter of blocks, model and workers, and not of the scene."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+
+from geounet.model import save_model
+from tests.networks import random_model, tiny_card
+
+MEASURE = """
+import resource, sys
+import geounet
+geounet.run(sys.argv[1], sys.argv[2], model=sys.argv[3], tile_size=1024, classes=["water"])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def striped_scene(path: Path, *, side: int) -> Path:
+    """Write a square scene band by band of rows, so that this test needs no memory."""
+    rng = np.random.default_rng(0)
+    patch = rng.integers(1, 255, (3, 512, 512), dtype=np.uint8)
+    patch[:, :16] = patch[:, :, :16] = 0  # so that no polygon spans the scene
+    with rasterio.open(
+        path, "w", driver="GTiff", count=3, height=side, width=side, dtype="uint8", nodata=0,
+        crs="EPSG:32633", transform=Affine(2, 0, 5e5, 0, -2, 5e6), tiled=True,
+        blockxsize=512, blockysize=512, compress="deflate", photometric="rgb",
+    ) as dst:  # fmt: skip
+        for row in range(0, side, 512):
+            stripe = np.tile(patch, (1, 1, side // 512))
+            dst.write(stripe, window=((row, row + 512), (0, side)))
+    return path
+
+
+def peak_of_a_run(folder: Path, *, side: int) -> float:
+    """Run a scene in a process of its own; MiB."""
+    folder.mkdir()
+    model = folder / "tiny.safetensors"
+    save_model(model, random_model(depth=2).network, tiny_card(depth=2))
+    scene = striped_scene(folder / "scene.tif", side=side)
+    command = [
+        sys.executable,
+        "-c",
+        MEASURE,
+        str(scene),
+        str(folder / "out"),
+        str(model),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+@pytest.mark.slow
+def test_four_times_the_scene_needs_no_more_memory(tmp_path: Path) -> None:
+    small = peak_of_a_run(tmp_path / "small", side=4096)
+    large = peak_of_a_run(tmp_path / "large", side=8192)
+    assert large < 1.25 * small, f"{small:.0f} MiB at 17 Mpx, {large:.0f} MiB at 67 Mpx"
