@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -100,7 +101,8 @@ class Predictor:
         self.device = torch.device(device)
         self.dtype: torch.dtype = getattr(torch, precision or best_precision(device))
         self.batch_size = batch_size
-        network = model.network.to(torch.float64).fold()  # fold in the finest precision
+        # a copy, so that the caller's model stays as it is; folded in full precision
+        network = deepcopy(model.network).double().fold()
         self.network = network.to(self.device, self.dtype)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._one_at_a_time = threading.Lock()

@@ -50,7 +50,9 @@ class Progress:
         word = stage.partition(" ")[0]
         if self._bar is None or word != self._stage:
             self.close()
-            self._bar = tqdm(total=total, unit_scale=True, leave=False, file=sys.stderr)
+            self._bar = tqdm(
+                desc=stage, total=total, unit_scale=True, leave=False, file=sys.stderr
+            )
             self._stage = word
         self._bar.set_description(stage, refresh=False)
         self._bar.total = total

@@ -904,7 +904,7 @@ def _parse_crs(text: str) -> CRS:
     try:
         with _env():
             return CRS.from_user_input(text)
-    except (rasterio.errors.CRSError, ValueError, OverflowError) as error:
+    except (rasterio.errors.CRSError, ValueError, TypeError) as error:
         raise CRSError(
             f"{_line(text)!r} is no coordinate reference system; wanted one like "
             "EPSG:32633"
