@@ -23,7 +23,7 @@ import torch
 
 from geounet.inference import Predictor
 from geounet.model import load_model
-from geounet.pipeline import LARGEST_CORE, Recipe, plan
+from geounet.planning import LARGEST_CORE, Recipe, plan
 from geounet.synthetic import draw_scene, write_scene
 
 SIZE = 4096

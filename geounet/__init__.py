@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from geounet.errors import GeounetError
     from geounet.inference import Predictor
     from geounet.model import load_model
-    from geounet.pipeline import Recipe, Result, export_features, plan, run
+    from geounet.pipeline import Result, export_features, run
+    from geounet.planning import Recipe, plan
     from geounet.raster import Scene
     from geounet.tiling import TileGrid
     from geounet.training import train_model
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "GeounetError": "errors",
     "Predictor": "inference",
-    "Recipe": "pipeline",
+    "Recipe": "planning",
     "Result": "pipeline",
     "Scene": "raster",
     "TileGrid": "tiling",
     "export_features": "pipeline",
     "load_model": "model",
-    "plan": "pipeline",
+    "plan": "planning",
     "run": "pipeline",
     "run_archive": "archive",
     "train_model": "training",

@@ -13,16 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from geounet.errors import ConfigError, GeounetError
-from geounet.pipeline import (
-    Recipe,
-    Report,
-    Result,
-    execute,
-    make_recipe,
-    plan,
-    scheduler,
-    skipped,
-)
+from geounet.pipeline import Report, Result, execute, scheduler, skipped
+from geounet.planning import Recipe, make_recipe, plan
 from geounet.raster import replacing
 
 log = logging.getLogger(__name__)
@@ -78,7 +70,7 @@ def run_archive(
         processes: run tasks in processes of their own.
         report: told (stage, done, total) of the scene at work.
         each: told (outcome, number, total) after every scene.
-        **options: fields of `geounet.pipeline.Recipe`.
+        **options: fields of `geounet.planning.Recipe`.
 
     Raises:
         ConfigError: nothing to do there, or an option that is not allowed.

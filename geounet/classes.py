@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -85,9 +85,12 @@ class ClassTable:
         return ClassTable(entries=kept)
 
     def colormap(self) -> dict[int, tuple[int, int, int, int]]:
-        """Return a GDAL colour table: background transparent, nodata too."""
-        clear = {BACKGROUND: (0, 0, 0, 0), NODATA: (0, 0, 0, 0)}
-        return clear | {entry.id: (*entry.rgb, 255) for entry in self.entries}
+        """Return a GDAL colour table: background black, nodata transparent.
+
+        A TIFF's palette has no alpha; GDAL makes the nodata value transparent.
+        """
+        plain = {BACKGROUND: (0, 0, 0, 255), NODATA: (0, 0, 0, 0)}
+        return plain | {entry.id: (*entry.rgb, 255) for entry in self.entries}
 
     def to_tag(self) -> str:
         """Return the value of `CLASSES_TAG`."""
@@ -119,10 +122,11 @@ class ClassTable:
             ) from error
 
     @classmethod
-    def from_values(cls, values: Mapping[str, int]) -> Self:
-        """Make a table of class names and their values in a mask."""
-        ordered = sorted(values.items(), key=lambda item: item[1])
-        return cls(entries=tuple(ClassEntry(id=v, name=n) for n, v in ordered))
+    def of_names(cls, names: Iterable[str]) -> Self:
+        """Make a table of class names, numbered from 1."""
+        return cls(
+            entries=tuple(ClassEntry(id=i, name=n) for i, n in enumerate(names, 1))
+        )
 
 
 def classify(

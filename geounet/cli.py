@@ -229,8 +229,8 @@ def run(
       geounet run scene.tif -o out/ --classes building --format gpkg
       geounet run scene.tif -o out/ --pipeline buildings --dry-run
     """
-    from geounet.pipeline import make_recipe, plan
     from geounet.pipeline import run as run_scene
+    from geounet.planning import make_recipe, plan
 
     _refuse_equal_names(scenes)
     if dry_run:

@@ -56,7 +56,7 @@ def compare(mask: Path, truth: Path) -> dict[str, float]:
     seen, true = found.read(whole).mask, wanted.read(whole).mask
     scores = {}
     for entry in found.table.entries:
-        hit, there = seen == entry.id, true == CLASSES[entry.name]
+        hit, there = seen == entry.id, true == wanted.table[entry.name].id
         union = np.count_nonzero(hit | there)
         scores[entry.name] = np.count_nonzero(hit & there) / union if union else 1.0
     return scores

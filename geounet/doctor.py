@@ -12,7 +12,7 @@ from pathlib import Path
 from geounet import __version__
 from geounet.inference import best_precision, resolve_device
 from geounet.model import DEFAULT_MODEL, SHIPPED, load_card
-from geounet.pipeline import LARGEST_CORE, PIPELINES, available_cores
+from geounet.planning import LARGEST_CORE, PIPELINES, available_cores
 from geounet.raster import MAX_BLOCK_BYTES, MAX_PIXELS, gdal_version
 
 PACKAGES = (

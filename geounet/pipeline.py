@@ -1,17 +1,9 @@
-"""One scene from GeoTIFF to mask, features and receipt; and the recipes that say how.
-
-A recipe is TOML on disk and a frozen `Recipe` in memory. Options of the command line
-and keyword arguments in Python are the same names and win over the recipe.
-"""
+"""One scene from GeoTIFF to mask, features and receipt; and the vector stage alone."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
-import logging
-import math
-import os
 import platform
 import shutil
 import time
@@ -19,14 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from geounet import __version__
 from geounet.classes import (
@@ -38,434 +28,45 @@ from geounet.classes import (
     ClassTable,
     classify,
 )
-from geounet.errors import (
-    ConfigError,
-    CRSError,
-    ModelError,
-    OutputError,
-    RasterError,
-)
+from geounet.errors import ConfigError, OutputError, RasterError
 from geounet.export import (
-    FORMATS,
     FeatureRule,
     build_features,
     format_of,
     ground_pixel,
     write_features,
 )
-from geounet.inference import (
-    Engine,
-    Stretch,
-    best_precision,
-    predict_block,
-    predictor_for,
-    resolve_device,
+from geounet.inference import Engine, Stretch, predict_block, predictor_for
+from geounet.planning import (
+    FeatureTable,
+    Plan,
+    Recipe,
+    input_identity,
+    make_recipe,
+    plan,
+    recorded_sizes,
 )
-from geounet.model import (
-    DEFAULT_MODEL,
-    Card,
-    find_model,
-    load_card,
-    select_bands,
-    sha256_of,
+from geounet.raster import (
+    Scene,
+    footprint,
+    move_into_place,
+    read_tags,
+    replacing,
 )
-from geounet.raster import Scene, footprint, read_tags, replacing
-from geounet.recipes import checked, read_table
 from geounet.report import write_preview
 from geounet.schedule import connect, run_tasks
 from geounet.stitching import Parts, write_mask, write_scores
 from geounet.tiling import Tile, TileGrid
-from geounet.tracing import (
-    RasterLabels,
-    TracedMask,
-    mask_counts,
-    trace_mask,
-)
+from geounet.tracing import RasterLabels, TracedMask, mask_counts, trace_mask
 
 if TYPE_CHECKING:
     from geounet.schedule import Client
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
 Report = Callable[[str, int, int], None]
 """Told (stage, done, total) as the work goes on."""
-
-NUMERICS_EPOCH = 1
-"""Raised when the same input and parameters give other results than before."""
-LARGEST_CORE = 2048
-"""Side of the largest tile core by default: about 1.2 GB with the shipped model."""
-LARGEST_TILE = 16384
-"""Side of the largest tile that may be asked for."""
-PIPELINES = (
-    Path(__file__).parent / "pipelines",  # in the wheel
-    Path(__file__).parents[1] / "pipelines",  # in a checkout
-)
-
-
-# --- recipes ----------------------------------------------------------------------
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FeatureTable(_Table):
-    """``[features.NAME]``: how one class becomes features."""
-
-    min_area: float = Field(0.0, ge=0)
-    """Square metres; smaller features are dropped."""
-    min_hole: float = Field(0.0, ge=0)
-    """Square metres; smaller holes are filled."""
-    simplify: float = Field(0.0, ge=0)
-    """Metres that an outline may move."""
-
-
-class Recipe(_Table):
-    """Everything that decides a result, and where the work is done.
-
-    The fields are the options of `geounet run`; see there.
-    """
-
-    model: str = DEFAULT_MODEL
-    bands: tuple[int, ...] | None = None
-    classes: tuple[str, ...] | None = None
-    scale: tuple[float, float] | None = None
-    nodata: Literal["auto", "none"] | float = "auto"
-    assume_crs: str | None = None
-    allow_gsd: bool = False
-    native: bool = False
-    scores: bool = False
-    format: str = "geojson"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    tile_size: int | None = Field(None, ge=1, le=LARGEST_TILE)
-    batch_size: int = Field(1, ge=1)
-    workers: int | None = Field(None, ge=1)
-    scheduler: str | None = None
-    features: dict[str, FeatureTable] = {}
-
-    @field_validator("scale")
-    @classmethod
-    def _ascending(
-        cls, scale: tuple[float, float] | None
-    ) -> tuple[float, float] | None:
-        if scale and not -math.inf < scale[0] < scale[1] < math.inf:
-            raise ValueError("must be the darkest value, then a greater one")
-        return scale
-
-    @field_serializer("nodata", when_used="json")
-    def _as_json(self, nodata: str | float) -> str | float:
-        """JSON has no number for NaN, but `nodata` may be text."""
-        return nodata if isinstance(nodata, str) or not math.isnan(nodata) else "nan"
-
-    @classmethod
-    def load(cls, name: str | Path) -> Recipe:
-        """Read a recipe by file, or by the name of a shipped one.
-
-        Raises:
-            ConfigError: no such recipe, not TOML, or a key or value that is not
-                allowed; an unknown key comes with a suggestion.
-        """
-        path = find_recipe(name)
-        return checked(cls, read_table(path), source=str(path))
-
-    def with_options(self, **options: Any) -> Recipe:
-        """Return the recipe with some options replaced; None leaves one as it is.
-
-        Raises:
-            ConfigError: an option has a value that is not allowed.
-        """
-        given = {key: value for key, value in options.items() if value is not None}
-        return checked(Recipe, self.model_dump() | given, source="options")
-
-    def deciding(self) -> dict[str, Any]:
-        """Return what decides a result: all but where and how the work is spread."""
-        return self.model_dump(mode="json", exclude={"workers", "scheduler"})
-
-
-def find_recipe(name: str | Path) -> Path:
-    """Return the path of a recipe given by file or by the name of a shipped one.
-
-    Raises:
-        ConfigError: there is neither.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    shipped = {p.stem: p for folder in PIPELINES for p in folder.glob("*.toml")}
-    if str(name) in shipped:
-        return shipped[str(name)]
-    close = get_close_matches(str(name), shipped, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    names = ", ".join(sorted(shipped))
-    raise ConfigError(f"no recipe {name}{hint} (neither a file nor one of {names})")
-
-
-# --- the plan ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What `run` will do with one scene, decided before a pixel is read."""
-
-    scene: Scene
-    recipe: Recipe
-    card: Card
-    engine: Engine
-    grid: TileGrid
-    blocks: TileGrid
-    bands: tuple[int, ...]
-    table: ClassTable
-    """Every class the model has."""
-    shown: ClassTable
-    """The classes that are kept in the mask and written as features."""
-    output: Path
-    stem: str
-    fingerprint: str
-    up_to_date: bool
-    """Whether the outputs are there, made from the same input and parameters."""
-
-    def path(self, ending: str) -> Path:
-        """Return the path of an output, ``<stem><ending>`` in the output folder."""
-        return self.output / f"{self.stem}{ending}"
-
-    @property
-    def receipt(self) -> Path:
-        """Path of the receipt, which is written last."""
-        return self.path(".json")
-
-    @property
-    def outputs(self) -> dict[str, Path]:
-        """Every file that the run leaves, by role, the receipt apart."""
-        suffix = FORMATS[self.recipe.format].suffix
-        files = {"mask": self.path("_mask.tif")}
-        if self.recipe.scores:
-            files["scores"] = self.path("_scores.tif")
-        files |= {name: self.path(f"_{name}{suffix}") for name in self.shown.names}
-        return files | {"preview": self.path("_preview.png")}
-
-    @property
-    def staging(self) -> Path:
-        """Folder for part files, beside the outputs so that a rename is enough."""
-        return self.output / f".{self.stem}.{self.fingerprint[:12]}.parts"
-
-    def describe(self) -> str:
-        """Say in a few lines what would be done."""
-        scene, grid = self.scene, self.grid
-        pixels = f"{scene.source_width} x {scene.source_height} px"
-        if scene.resampled:
-            pixels += f", read as {scene.width} x {scene.height}"
-        lines = [
-            f"{scene.path.name}: {pixels} at {scene.ground_size or 0:.2f} m",
-            f"  model     {self.card.name} on {self.engine.device}, "
-            f"{self.engine.precision}",
-            f"  tiles     {len(grid)} of {grid.tile_size} px (halo {grid.halo}) in "
-            f"{len(self.blocks)} blocks",
-            f"  staging   about {self._staged_bytes() / 1e6:.0f} MB",
-            *(f"  {role:<10}{path}" for role, path in self.outputs.items()),
-        ]
-        if self.up_to_date:
-            lines.append("  nothing to do: the outputs are up to date")
-        return "\n".join(lines)
-
-    def _staged_bytes(self) -> int:
-        bands = 2 + len(self.table.entries) * self.recipe.scores
-        return self.scene.height * self.scene.width * bands
-
-
-def plan(
-    scene: str | Path,
-    output: str | Path,
-    *,
-    recipe: Recipe,
-    stem: str | None = None,
-) -> Plan:
-    """Read the header and the card, lay the grid, and compare with what is there.
-
-    Raises:
-        RasterError: the scene cannot be opened.
-        CRSError: it is not placed on the ground.
-        ModelError: the model cannot be loaded or does not fit the scene.
-        ConfigError: an option has a value that is not allowed.
-        TilingError: the tile size does not fit the model.
-    """
-    recipe = recipe.with_options(format=format_of(recipe.format))
-    model = find_model(recipe.model)
-    card = load_card(model)
-    table = class_table(card)
-    shown = table.restricted_to(shown_classes(card, recipe))
-    for name in recipe.features:
-        table[name]  # a misspelt class in a recipe is an error, not a silence
-    opened = Scene.open(scene, assume_crs=recipe.assume_crs, nodata=recipe.nodata)
-    bands = select_bands(card, recipe.bands, count=len(opened.image_bands))
-    check_values(opened, card, recipe)
-    working = fit_ground_size(opened, card, allow=recipe.allow_gsd)
-    engine = make_engine(model, recipe)
-    network = card.network()
-    grid = lay_grid(working, network.stride, network.halo, recipe.tile_size)
-    blocks = grid.blocks(max(1, -(-LARGEST_CORE // grid.core_size)))
-    made_from = {
-        "input": input_identity(opened.path),
-        "model": engine.sha256,
-        "parameters": recipe.deciding(),
-        "tile_size": grid.tile_size,
-        "precision": engine.precision,
-        "device": engine.device,
-        "epoch": NUMERICS_EPOCH,
-    }
-    draft = Plan(
-        scene=working,
-        recipe=recipe,
-        card=card,
-        engine=engine,
-        grid=grid,
-        blocks=blocks,
-        bands=bands,
-        table=table,
-        shown=shown,
-        output=Path(output).absolute(),
-        stem=stem or opened.path.stem,
-        fingerprint=fingerprint(made_from),
-        up_to_date=False,
-    )
-    return Plan(**(vars(draft) | {"up_to_date": is_up_to_date(draft)}))
-
-
-def class_table(card: Card) -> ClassTable:
-    """Return the classes of a model as they appear in its masks."""
-    return ClassTable(
-        entries=tuple(
-            ClassEntry(id=i, name=c.name, colour=c.colour, threshold=c.threshold)
-            for i, c in enumerate(card.classes, start=1)
-        )
-    )
-
-
-def shown_classes(card: Card, recipe: Recipe) -> tuple[str, ...]:
-    """Return the classes asked for, or those of which the card would have features."""
-    if recipe.classes:
-        return recipe.classes
-    return tuple(c.name for c in card.classes if c.vectorize)
-
-
-def check_values(scene: Scene, card: Card, recipe: Recipe) -> None:
-    """Refuse pixel values whose meaning for the model nobody knows.
-
-    Raises:
-        ModelError: not uint8 and no ``scale``.
-    """
-    if scene.dtype == "uint8" or recipe.scale:
-        return
-    low, high = card.value_range
-    raise ModelError(
-        f"{scene.path.name} has {scene.dtype} pixels and model {card.name} was trained "
-        f"on {low:g} to {high:g}; say which values are darkest and brightest with "
-        "--scale LOW,HIGH, for instance --scale 0,3000"
-    )
-
-
-def fit_ground_size(scene: Scene, card: Card, *, allow: bool) -> Scene:
-    """Return the scene on the model's ground size; coarser imagery stays as it is.
-
-    Raises:
-        ModelError: coarser than the model was trained on, unless ``allow``.
-        CRSError: the size of a pixel on the ground is not known.
-    """
-    size, coarsest = scene.ground_size, card.ground_size_range[1]
-    if size is None:
-        raise CRSError(
-            f"{scene.path.name}: its CRS gives no size on the ground; warp it to a "
-            "known one first, for instance with gdalwarp -t_srs EPSG:..."
-        )
-    if size > coarsest * 1.05 and not allow:
-        raise ModelError(
-            f"{scene.path.name} has pixels of {size:.2f} m; model {card.name} was "
-            f"trained on {card.ground_size_range[0]:g} to {coarsest:g} m and would "
-            "guess; run it anyway with --allow-gsd"
-        )
-    return scene.resampled_to(card.ground_size)
-
-
-def make_engine(model: Path, recipe: Recipe) -> Engine:
-    """Decide device and precision once, so that every worker uses the same."""
-    device = resolve_device(recipe.device)
-    chosen = recipe.precision
-    return Engine(
-        model=model.absolute(),
-        sha256=sha256_of(model),
-        device=device,
-        precision=best_precision(device) if chosen == "auto" else chosen,
-        batch_size=recipe.batch_size,
-        threads=available_cores(),
-    )
-
-
-def available_cores() -> int:
-    """Return the cores that this process may use, which a container may restrict."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def lay_grid(scene: Scene, stride: int, halo: int, tile_size: int | None) -> TileGrid:
-    """Return the tile grid of a scene, fitted to it unless a tile size is given."""
-    if tile_size is None:
-        return TileGrid.fitted(
-            height=scene.height,
-            width=scene.width,
-            halo=halo,
-            stride=stride,
-            largest_core=LARGEST_CORE,
-        )
-    return TileGrid(
-        height=scene.height,
-        width=scene.width,
-        tile_size=tile_size,
-        halo=halo,
-        stride=stride,
-    )
-
-
-def input_identity(path: Path) -> dict[str, Any]:
-    """Return what tells one input from another: path, size and time of change."""
-    stat = path.stat()
-    return {
-        "path": str(path.resolve()),
-        "size": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
-    }
-
-
-def fingerprint(made_from: Mapping[str, Any]) -> str:
-    """Return the sha256 of a canonical JSON of what a result is made from."""
-    text = json.dumps(made_from, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def is_up_to_date(work: Plan) -> bool:
-    """Tell whether the receipt has this fingerprint and all its files are whole."""
-    sizes = recorded_sizes(work)
-    try:
-        return {path.name for path in work.outputs.values()} <= sizes.keys() and all(
-            (work.output / name).stat().st_size == size for name, size in sizes.items()
-        )
-    except OSError:
-        return False
-
-
-def recorded_sizes(work: Plan) -> dict[str, int]:
-    """Return the bytes of each output as the receipt of this very plan has them.
-
-    Nothing where there is no receipt, or one of another plan.
-    """
-    try:
-        receipt = json.loads(work.receipt.read_text(encoding="utf-8"))
-        if receipt["properties"]["geounet:fingerprint"] != work.fingerprint:
-            return {}
-        return {a["href"]: a["file:size"] for a in receipt["assets"].values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 # --- the run ----------------------------------------------------------------------
@@ -518,16 +119,6 @@ def run(
         return execute(work, client=client, overwrite=overwrite, report=report)
 
 
-def make_recipe(pipeline: str | Path | None, options: Mapping[str, Any]) -> Recipe:
-    """Return a recipe with options on top.
-
-    Raises:
-        ConfigError: no such recipe, or a key or value that is not allowed.
-    """
-    recipe = Recipe.load(pipeline) if pipeline else Recipe()
-    return recipe.with_options(**options)
-
-
 @contextmanager
 def scheduler(
     recipe: Recipe, *, workers: int, processes: bool = False
@@ -574,22 +165,23 @@ def execute(
 
 
 def _staged(work: Plan, *, client: Client, clock: Clock) -> Result:
-    """Do what a plan says, with a staging folder that is there."""
+    """Do what a plan says: everything in the staging folder, then all into place."""
     parts = Parts(folder=work.staging, blocks=work.blocks)
+    files = {role: work.staging / path.name for role, path in work.outputs.items()}
     counts = infer(work, parts, client=client, clock=clock)
     with clock.stage("stitch"):
-        stitch(work, parts)
+        stitch(work, parts, files)
     with clock.stage("trace"):
         traced = trace_mask(
             parts,
-            classes=[entry.id for entry in work.shown.entries],
+            classes=[entry.id for entry in work.featured.entries],
             folder=work.staging,
             run=partial(_run, client),
         )
     with clock.stage("export"):
         features = {
             entry.name: write_class(
-                work.outputs[entry.name],
+                files[entry.name],
                 traced,
                 entry,
                 scene=work.scene,
@@ -598,13 +190,20 @@ def _staged(work: Plan, *, client: Client, clock: Clock) -> Result:
                 model=work.card.name,
                 format=work.recipe.format,
             )
-            for entry in work.shown.entries
+            for entry in work.featured.entries
         }
     with clock.stage("preview"):
-        write_preview(
-            work.outputs["preview"], work.scene, parts, work.shown, bands=work.bands
-        )
-    write_receipt(work, counts=counts, features=features, seconds=clock.seconds)
+        write_preview(files["preview"], work.scene, parts, work.shown, bands=work.bands)
+    described = describe_run(
+        work, files, counts=counts, features=features, seconds=clock.seconds
+    )
+    receipt = work.staging / work.receipt.name
+    with replacing(receipt) as partial_path:
+        text = json.dumps(described, indent=2, ensure_ascii=False, allow_nan=False)
+        partial_path.write_text(text + "\n", encoding="utf-8")
+    work.receipt.unlink(missing_ok=True)  # what it vouched for is about to change
+    finished = [(files[role], path) for role, path in work.outputs.items()]
+    move_into_place([*finished, (receipt, work.receipt)])
     return Result(
         scene=work.scene.path,
         outputs=work.outputs,
@@ -674,7 +273,6 @@ def prepare_output(work: Plan, *, overwrite: bool) -> None:
         raise OutputError(
             f"cannot make the output folder {work.output}: {error.strerror}"
         ) from error
-    work.receipt.unlink(missing_ok=True)  # what it vouched for is about to change
 
 
 # --- inference --------------------------------------------------------------------
@@ -757,7 +355,7 @@ def infer(work: Plan, parts: Parts, *, client: Client, clock: Clock) -> Counts:
     return Counts(tiles_run=tiles_run, by_value=by_value)
 
 
-def stitch(work: Plan, parts: Parts) -> None:
+def stitch(work: Plan, parts: Parts, files: Mapping[str, Path]) -> None:
     """Write the mask, and the scores if they were asked for."""
     tags = {
         "GEOUNET_VERSION": __version__,
@@ -765,7 +363,7 @@ def stitch(work: Plan, parts: Parts) -> None:
         "GEOUNET_MODEL_SHA256": work.engine.sha256,
     }
     write_mask(
-        work.outputs["mask"],
+        files["mask"],
         parts,
         work.scene,
         work.table,
@@ -774,7 +372,7 @@ def stitch(work: Plan, parts: Parts) -> None:
         native=work.recipe.native,
     )
     if work.recipe.scores:
-        write_scores(work.outputs["scores"], parts, work.scene, work.table, tags=tags)
+        write_scores(files["scores"], parts, work.scene, work.table, tags=tags)
 
 
 # --- features ---------------------------------------------------------------------
@@ -866,6 +464,7 @@ def export_features(
         raise OutputError(f"{output} exists; replace it with --overwrite")
     labels = open_labels(raster, values=values, assume_crs=assume_crs)
     entry = labels.table[class_name]
+    check_no_nodata(labels, entry)
     if not output.parent.is_dir():
         raise OutputError(
             f"there is no folder {output.parent} to write {output.name} in"
@@ -891,6 +490,20 @@ def export_features(
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def check_no_nodata(labels: RasterLabels, entry: ClassEntry) -> None:
+    """Refuse a class whose value the raster itself calls nodata.
+
+    Raises:
+        RasterError: it does.
+    """
+    wanted = dict(zip(labels.table.entries, labels.values, strict=False)).get(entry)
+    if labels.scene.masked_by == "nodata" and wanted in labels.scene.nodata_values:
+        raise RasterError(
+            f"{labels.scene.path.name} says that {wanted} is nodata, so it cannot be "
+            f"{entry.name}; take that back with gdal_edit.py -unsetnodata"
+        )
+
+
 def open_labels(
     raster: str | Path,
     *,
@@ -903,37 +516,46 @@ def open_labels(
         RasterError: the raster cannot be read, holds fractions, or names no classes.
     """
     scene = Scene.open(raster, assume_crs=assume_crs, collar=False)
-    tags = read_tags(scene.path)
-    if values:
-        table = ClassTable.from_values(values)
-    elif (tag := tags.get(CLASSES_TAG)) is not None:
-        table = ClassTable.from_tag(tag)
-    else:
-        raise RasterError(
-            f"{scene.path.name} carries no class names; say which value is which "
-            "class, for instance --values building=1,road=2"
-        )
-    scores = SCALE_TAG in tags and not values
     if scene.dtype.startswith("float"):
         raise RasterError(
             f"{scene.path.name} has {scene.dtype} pixels; wanted whole class values or "
             "geounet's uint8 scores; threshold it first"
         )
-    return RasterLabels(scene=scene, table=table, scores=scores)
+    if values:
+        return _foreign_labels(scene, values)
+    tags = read_tags(scene.path)
+    if CLASSES_TAG not in tags:
+        raise RasterError(
+            f"{scene.path.name} carries no class names; say which value is which "
+            "class, for instance --values building=1,road=2"
+        )
+    table = ClassTable.from_tag(tags[CLASSES_TAG])
+    return RasterLabels(scene=scene, table=table, scores=SCALE_TAG in tags)
+
+
+def _foreign_labels(scene: Scene, values: Mapping[str, int]) -> RasterLabels:
+    """Read a raster by the values that somebody says its classes have."""
+    table = ClassTable.of_names(values)
+    return RasterLabels(scene=scene, table=table, values=tuple(values.values()))
 
 
 # --- the receipt ------------------------------------------------------------------
 
 
-def write_receipt(
-    work: Plan, *, counts: Counts, features: dict[str, int], seconds: dict[str, float]
-) -> None:
-    """Write what was made from what, as a STAC item; written last, it means done.
+def describe_run(
+    work: Plan,
+    files: Mapping[str, Path],
+    *,
+    counts: Counts,
+    features: dict[str, int],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Return the receipt: what was made from what, as a STAC item.
 
     See https://github.com/radiantearth/stac-spec, version 1.0.0, and the file and
     projection extensions for the names of fields.
     """
-    receipt = {
+    return {
         "type": "Feature",
         "stac_version": "1.0.0",
         "id": work.stem,
@@ -966,15 +588,12 @@ def write_receipt(
         "assets": {
             role: {
                 "href": path.name,
-                "file:size": path.stat().st_size,
+                "file:size": files[role].stat().st_size,
                 "roles": ["data"],
             }
             for role, path in work.outputs.items()
         },
     }
-    with replacing(work.receipt) as partial_path:
-        text = json.dumps(receipt, indent=2, ensure_ascii=False, allow_nan=False)
-        partial_path.write_text(text + "\n", encoding="utf-8")
 
 
 def pixels_by_class(shown: ClassTable, by_value: NDArray[np.int64]) -> dict[str, int]:

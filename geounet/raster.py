@@ -682,6 +682,20 @@ def _blocks(src: DatasetReader) -> Iterator[tuple[int, tuple[int, int], Any]]:
             yield band, index, window
 
 
+def move_into_place(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Rename finished files, one after the other, to their names in one folder.
+
+    The last of them is there only if all the others are.
+
+    Raises:
+        OutputError: a file cannot be moved.
+    """
+    for finished, path in moves:
+        with _output(path):
+            os.replace(finished, path)
+    _sync(moves[-1][1].parent)
+
+
 def _sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -57,6 +57,8 @@ class RasterLabels:
 
     scene: Scene
     table: ClassTable
+    values: tuple[int, ...] = ()
+    """Pixel value of each class in the order of the table; their ids if not given."""
     scores: bool = False
     """One band of scores a class, instead of one band of class values."""
 
@@ -78,8 +80,9 @@ class RasterLabels:
             mask, best = classify(pixels.astype(np.uint8), validity, self.table)
             return LabelWindow(window=window, mask=mask, best=best)
         mask = np.full(validity.shape, BACKGROUND, dtype=np.uint8)
-        for entry in self.table.entries:
-            mask[pixels[0] == entry.id] = entry.id
+        ids = [entry.id for entry in self.table.entries]
+        for class_id, value in zip(ids, self.values or ids, strict=True):
+            mask[pixels[0] == value] = class_id
         mask[~validity] = NODATA
         return LabelWindow(window=window, mask=mask, best=None)
 

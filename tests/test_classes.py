@@ -65,7 +65,7 @@ def test_a_tag_of_somebody_else_is_refused(tag: str) -> None:
 @pytest.mark.parametrize("values", [{}, {"a": 0}, {"a": 255}, {"a": 1, "b": 1}])
 def test_ids_that_a_mask_cannot_hold_are_refused(values: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="class ids must be distinct and from 1 to"):
-        ClassTable.from_values(values)
+        ClassTable(entries=tuple(ClassEntry(id=v, name=n) for n, v in values.items()))
 
 
 def test_a_restricted_table_keeps_its_ids() -> None:
@@ -79,4 +79,4 @@ def test_a_restricted_table_keeps_its_ids() -> None:
 def test_colours_reach_the_palette_and_nodata_is_clear() -> None:
     palette = TABLE.colormap()
     assert palette[1] == (255, 128, 0, 255)
-    assert palette[0][3] == palette[NODATA][3] == 0
+    assert palette[NODATA][3] == 0

@@ -148,9 +148,7 @@ def test_neither_batch_nor_block_changes_a_score(
         return out
 
     plain = scored(Predictor(model, device="cpu", precision="float32"), 1)
-    again = Predictor(
-        model, device="cpu", precision="float32", batch_size=batch_size
-    )
+    again = Predictor(model, device="cpu", precision="float32", batch_size=batch_size)
     np.testing.assert_array_equal(scored(again, tiles_a_side), plain)
 
 

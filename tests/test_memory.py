@@ -15,7 +15,8 @@ from tests.networks import random_model, tiny_card
 MEASURE = """
 import resource, sys
 import geounet
-geounet.run(sys.argv[1], sys.argv[2], model=sys.argv[3], tile_size=1024, classes=["water"])
+scene, out, model = sys.argv[1:]
+geounet.run(scene, out, model=model, tile_size=1024, classes=["water"])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
@@ -26,8 +27,8 @@ def striped_scene(path: Path, *, side: int) -> Path:
     patch = rng.integers(1, 255, (3, 512, 512), dtype=np.uint8)
     patch[:, :16] = patch[:, :, :16] = 0  # so that no polygon spans the scene
     with rasterio.open(
-        path, "w", driver="GTiff", count=3, height=side, width=side, dtype="uint8", nodata=0,
-        crs="EPSG:32633", transform=Affine(2, 0, 5e5, 0, -2, 5e6), tiled=True,
+        path, "w", driver="GTiff", count=3, height=side, width=side, dtype="uint8",
+        nodata=0, crs="EPSG:32633", transform=Affine(2, 0, 5e5, 0, -2, 5e6), tiled=True,
         blockxsize=512, blockysize=512, compress="deflate", photometric="rgb",
     ) as dst:  # fmt: skip
         for row in range(0, side, 512):

@@ -15,11 +15,12 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
-from geounet import pipeline
+from geounet import pipeline, planning
 from geounet.classes import CLASSES_TAG, NODATA, ClassTable, classify
 from geounet.errors import ConfigError, ModelError, OutputError, RasterError
 from geounet.model import sha256_of
-from geounet.pipeline import Recipe, Result, export_features, plan, run
+from geounet.pipeline import Result, export_features, run
+from geounet.planning import Recipe, plan
 from geounet.tracing import trace_mask
 from tests.conftest import WriteRaster
 from tests.scenes import save_tiny, textured
@@ -215,7 +216,7 @@ def test_a_run_that_was_killed_is_done_again(
     assert not work.staging.exists()
 
 
-def test_a_run_that_fails_leaves_no_receipt_and_no_parts(
+def test_a_run_that_fails_leaves_what_was_there_and_no_parts(
     go: Run, write_raster: WriteRaster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = write_raster(textured(40, 40))
@@ -227,7 +228,7 @@ def test_a_run_that_fails_leaves_no_receipt_and_no_parts(
     monkeypatch.setattr(pipeline, "write_preview", fail)
     with pytest.raises(OutputError, match="the disk is full"):
         go(scene, nodata="none", overwrite=True)
-    assert not first.receipt.exists()
+    assert go(scene).skipped  # what was there before is there still, and whole
     assert not [p for p in first.receipt.parent.iterdir() if p.name.startswith(".")]
 
 
@@ -237,7 +238,7 @@ def test_a_run_that_fails_leaves_no_receipt_and_no_parts(
 @pytest.fixture(params=[(48, 2048), (100, 50), (2048, 37)], ids=str)
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 1, 4 or all tiles, traced in blocks of another size."""
-    monkeypatch.setattr(pipeline, "LARGEST_CORE", request.param[0])
+    monkeypatch.setattr(planning, "LARGEST_CORE", request.param[0])
     assert trace_mask.__kwdefaults__
     monkeypatch.setitem(trace_mask.__kwdefaults__, "block_size", request.param[1])
 
@@ -255,7 +256,7 @@ def test_several_tiles_form_a_block(
     recipe = Recipe(model=str(model), tile_size=TILE)
     counted = {}
     for core in (48, 100, 2048):
-        monkeypatch.setattr(pipeline, "LARGEST_CORE", core)
+        monkeypatch.setattr(planning, "LARGEST_CORE", core)
         work = plan(scene, tmp_path, recipe=recipe)
         counted[core] = len(work.grid), len(work.blocks)
     assert counted == {48: (20, 20), 100: (20, 4), 2048: (20, 1)}
@@ -696,13 +697,23 @@ def test_nodata_of_a_foreign_raster_is_no_class(
     ids = np.ones((1, 20, 20), dtype="uint8")
     ids[0, :5] = 9
     raster = write_raster(ids, nodata=9)
-    values = {"road": 1, "void": 9}
-    assert (
+    values, out = {"road": 1, "void": 9}, tmp_path / "o.geojson"
+    assert export_features(raster, out, class_name="road", values=values) == 1
+    with pytest.raises(RasterError, match="9 is nodata, so it cannot be void"):
         export_features(
-            raster, tmp_path / "o.geojson", class_name="void", values=values
+            raster, tmp_path / "v.geojson", class_name="void", values=values
         )
-        == 0
-    )
+
+
+def test_a_mask_of_0_and_255_has_its_class_at_255(
+    write_raster: WriteRaster, tmp_path: Path
+) -> None:
+    ids = np.zeros((1, 20, 20), dtype="uint8")
+    ids[0, :5] = 255
+    out = tmp_path / "o.geojson"
+    raster = write_raster(ids)
+    count = export_features(raster, out, class_name="roof", values={"roof": 255})
+    assert count == 1
 
 
 def test_a_mask_without_names_asks_for_values(

@@ -9,7 +9,8 @@ from geounet.archive import run_archive
 from geounet.classes import CLASSES_TAG, ClassTable
 from geounet.errors import ConfigError
 from geounet.model import load_card, load_model
-from geounet.pipeline import PIPELINES, Recipe, find_recipe, run
+from geounet.pipeline import run
+from geounet.planning import PIPELINES, Recipe, find_recipe
 from geounet.raster import read_tags
 from geounet.synthetic import SyntheticScene, draw_scene
 from geounet.training import TrainingRecipe, train_model

@@ -70,12 +70,12 @@ def test_the_areas_of_the_regions_are_the_counts_of_the_mask(tmp_path: Path) -> 
 
 
 def test_a_foreign_raster_is_read_by_its_values(write_raster: WriteRaster) -> None:
-    mask = np.array([[[7, 7, 3], [0, 300, 3]]], dtype=np.int16)
+    mask = np.array([[[-7, -7, 300], [0, 2, 300]]], dtype=np.int16)
     scene = Scene.open(write_raster(mask, nodata=0), collar=False)
-    table = ClassTable.from_values({"house": 7, "lane": 3})
-    labels = RasterLabels(scene=scene, table=table)
+    table = ClassTable.of_names(["house", "lane"])
+    labels = RasterLabels(scene=scene, table=table, values=(-7, 300))
     found = labels.read(Window(row_off=0, col_off=0, height=2, width=3))
-    assert found.mask.tolist() == [[7, 7, 3], [NODATA, 0, 3]]
+    assert found.mask.tolist() == [[1, 1, 2], [NODATA, 0, 2]]
     assert found.best is None
 
 
@@ -84,7 +84,7 @@ def test_blocks_of_a_raster_on_disk_give_its_regions(
 ) -> None:
     mask = blobs(70, 45, seed=5)
     scene = Scene.open(write_raster(mask[None], nodata=NODATA), collar=False)
-    table = ClassTable.from_values({"a": 1, "b": 2})
+    table = ClassTable.of_names(["a", "b"])
     labels = RasterLabels(scene=scene, table=table)
     traced = trace_mask(
         labels, classes=CLASSES, folder=tmp_path, run=backwards, block_size=32

@@ -1,0 +1,426 @@
+"""How a run is decided before a pixel is read: recipes, and the plan of one scene.
+
+A recipe is TOML on disk and a frozen `Recipe` in memory. Options of the command line
+and keyword arguments in Python are the same names and win over the recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
+
+from geounet.classes import ClassEntry, ClassTable
+from geounet.errors import ConfigError, CRSError, ModelError
+from geounet.export import FORMATS, format_of
+from geounet.inference import Engine, best_precision, resolve_device
+from geounet.model import (
+    DEFAULT_MODEL,
+    Card,
+    find_model,
+    load_card,
+    select_bands,
+    sha256_of,
+)
+from geounet.raster import Scene
+from geounet.recipes import checked, read_table
+from geounet.tiling import TileGrid
+
+NUMERICS_EPOCH = 1
+"""Raised when the same input and parameters give other results than before."""
+LARGEST_CORE = 2048
+"""Side of the largest tile core by default: about 1.2 GB with the shipped model."""
+LARGEST_TILE = 16384
+"""Side of the largest tile that may be asked for."""
+PIPELINES = (
+    Path(__file__).parent / "pipelines",  # in the wheel
+    Path(__file__).parents[1] / "pipelines",  # in a checkout
+)
+
+
+# --- recipes ----------------------------------------------------------------------
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FeatureTable(_Table):
+    """``[features.NAME]``: how one class becomes features."""
+
+    min_area: float = Field(0.0, ge=0)
+    """Square metres; smaller features are dropped."""
+    min_hole: float = Field(0.0, ge=0)
+    """Square metres; smaller holes are filled."""
+    simplify: float = Field(0.0, ge=0)
+    """Metres that an outline may move."""
+
+
+class Recipe(_Table):
+    """Everything that decides a result, and where the work is done.
+
+    The fields are the options of `geounet run`; see there.
+    """
+
+    model: str = DEFAULT_MODEL
+    bands: tuple[int, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    scale: tuple[float, float] | None = None
+    nodata: Literal["auto", "none"] | float = "auto"
+    assume_crs: str | None = None
+    allow_gsd: bool = False
+    native: bool = False
+    scores: bool = False
+    format: str = "geojson"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    tile_size: int | None = Field(None, ge=1, le=LARGEST_TILE)
+    batch_size: int = Field(1, ge=1)
+    workers: int | None = Field(None, ge=1)
+    scheduler: str | None = None
+    features: dict[str, FeatureTable] = {}
+
+    @field_validator("scale")
+    @classmethod
+    def _ascending(
+        cls, scale: tuple[float, float] | None
+    ) -> tuple[float, float] | None:
+        if scale and not -math.inf < scale[0] < scale[1] < math.inf:
+            raise ValueError("must be the darkest value, then a greater one")
+        return scale
+
+    @field_serializer("nodata", when_used="json")
+    def _as_json(self, nodata: str | float) -> str | float:
+        """JSON has no number for NaN, but `nodata` may be text."""
+        return nodata if isinstance(nodata, str) or not math.isnan(nodata) else "nan"
+
+    @classmethod
+    def load(cls, name: str | Path) -> Recipe:
+        """Read a recipe by file, or by the name of a shipped one.
+
+        Raises:
+            ConfigError: no such recipe, not TOML, or a key or value that is not
+                allowed; an unknown key comes with a suggestion.
+        """
+        path = find_recipe(name)
+        recipe = checked(cls, read_table(path), source=str(path))
+        beside = path.parent / recipe.model  # a model file is named from the recipe's
+        if beside.is_file():
+            recipe = recipe.model_copy(update={"model": str(beside)})
+        return recipe
+
+    def with_options(self, **options: Any) -> Recipe:
+        """Return the recipe with some options replaced; None leaves one as it is.
+
+        Raises:
+            ConfigError: an option has a value that is not allowed.
+        """
+        given = {key: value for key, value in options.items() if value is not None}
+        return checked(Recipe, self.model_dump() | given, source="options")
+
+    def deciding(self) -> dict[str, Any]:
+        """Return what decides a result: all but where and how the work is spread."""
+        return self.model_dump(mode="json", exclude={"workers", "scheduler"})
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Return the path of a recipe given by file or by the name of a shipped one.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = {p.stem: p for folder in PIPELINES for p in folder.glob("*.toml")}
+    if str(name) in shipped:
+        return shipped[str(name)]
+    close = get_close_matches(str(name), shipped, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    names = ", ".join(sorted(shipped))
+    raise ConfigError(f"no recipe {name}{hint} (neither a file nor one of {names})")
+
+
+def make_recipe(pipeline: str | Path | None, options: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with options on top.
+
+    Raises:
+        ConfigError: no such recipe, or a key or value that is not allowed.
+    """
+    recipe = Recipe.load(pipeline) if pipeline else Recipe()
+    return recipe.with_options(**options)
+
+
+# --- the plan ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `run` will do with one scene, decided before a pixel is read."""
+
+    scene: Scene
+    recipe: Recipe
+    card: Card
+    engine: Engine
+    grid: TileGrid
+    blocks: TileGrid
+    bands: tuple[int, ...]
+    table: ClassTable
+    """Every class the model has."""
+    shown: ClassTable
+    """The classes that are kept in the mask."""
+    featured: ClassTable
+    """The classes that are written as features."""
+    output: Path
+    stem: str
+    fingerprint: str
+    up_to_date: bool
+    """Whether the outputs are there, made from the same input and parameters."""
+
+    def path(self, ending: str) -> Path:
+        """Return the path of an output, ``<stem><ending>`` in the output folder."""
+        return self.output / f"{self.stem}{ending}"
+
+    @property
+    def receipt(self) -> Path:
+        """Path of the receipt, which is written last."""
+        return self.path(".json")
+
+    @property
+    def outputs(self) -> dict[str, Path]:
+        """Every file that the run leaves, by role, the receipt apart."""
+        suffix = FORMATS[self.recipe.format].suffix
+        files = {"mask": self.path("_mask.tif")}
+        if self.recipe.scores:
+            files["scores"] = self.path("_scores.tif")
+        files |= {name: self.path(f"_{name}{suffix}") for name in self.featured.names}
+        return files | {"preview": self.path("_preview.png")}
+
+    @property
+    def staging(self) -> Path:
+        """Folder for parts and unfinished outputs, beside where they will be."""
+        return self.output / f".{self.stem}.{self.fingerprint[:12]}.parts"
+
+    def describe(self) -> str:
+        """Say in a few lines what would be done."""
+        scene, grid = self.scene, self.grid
+        pixels = f"{scene.source_width} x {scene.source_height} px"
+        if scene.resampled:
+            pixels += f", read as {scene.width} x {scene.height}"
+        lines = [
+            f"{scene.path.name}: {pixels} at {scene.ground_size or 0:.2f} m",
+            f"  model     {self.card.name} on {self.engine.device}, "
+            f"{self.engine.precision}",
+            f"  tiles     {len(grid)} of {grid.tile_size} px (halo {grid.halo}) in "
+            f"{len(self.blocks)} blocks",
+            f"  staging   about {self._staged_bytes() / 1e6:.0f} MB",
+            *(f"  {role:<10}{path}" for role, path in self.outputs.items()),
+        ]
+        if self.up_to_date:
+            lines.append("  nothing to do: the outputs are up to date")
+        return "\n".join(lines)
+
+    def _staged_bytes(self) -> int:
+        bands = 2 + len(self.table.entries) * self.recipe.scores
+        return self.scene.height * self.scene.width * bands
+
+
+def plan(
+    scene: str | Path,
+    output: str | Path,
+    *,
+    recipe: Recipe,
+    stem: str | None = None,
+) -> Plan:
+    """Read the header and the card, lay the grid, and compare with what is there.
+
+    Raises:
+        RasterError: the scene cannot be opened.
+        CRSError: it is not placed on the ground.
+        ModelError: the model cannot be loaded or does not fit the scene.
+        ConfigError: an option has a value that is not allowed.
+        TilingError: the tile size does not fit the model.
+    """
+    recipe = recipe.with_options(format=format_of(recipe.format))
+    model = find_model(recipe.model)
+    card = load_card(model)
+    table = class_table(card)
+    shown = table.restricted_to(recipe.classes or table.names)
+    featured = table.restricted_to(recipe.classes or vectorized_classes(card))
+    for name in recipe.features:
+        table[name]  # a misspelt class in a recipe is an error, not a silence
+    opened = Scene.open(scene, assume_crs=recipe.assume_crs, nodata=recipe.nodata)
+    bands = select_bands(card, recipe.bands, count=len(opened.image_bands))
+    check_values(opened, card, recipe)
+    working = fit_ground_size(opened, card, allow=recipe.allow_gsd)
+    engine = make_engine(model, recipe)
+    network = card.network()
+    grid = lay_grid(working, network.stride, network.halo, recipe.tile_size)
+    blocks = grid.blocks(max(1, -(-LARGEST_CORE // grid.core_size)))
+    made_from = {
+        "input": input_identity(opened.path),
+        "model": engine.sha256,
+        "parameters": recipe.deciding(),
+        "tile_size": grid.tile_size,
+        "precision": engine.precision,
+        "device": engine.device,
+        "epoch": NUMERICS_EPOCH,
+    }
+    draft = Plan(
+        scene=working,
+        recipe=recipe,
+        card=card,
+        engine=engine,
+        grid=grid,
+        blocks=blocks,
+        bands=bands,
+        table=table,
+        shown=shown,
+        featured=featured,
+        output=Path(output).absolute(),
+        stem=stem or opened.path.stem,
+        fingerprint=fingerprint(made_from),
+        up_to_date=False,
+    )
+    return replace(draft, up_to_date=is_up_to_date(draft))
+
+
+def class_table(card: Card) -> ClassTable:
+    """Return the classes of a model as they appear in its masks."""
+    return ClassTable(
+        entries=tuple(
+            ClassEntry(id=i, name=c.name, colour=c.colour, threshold=c.threshold)
+            for i, c in enumerate(card.classes, start=1)
+        )
+    )
+
+
+def vectorized_classes(card: Card) -> tuple[str, ...]:
+    """Return the classes of which the model's card would have features."""
+    return tuple(c.name for c in card.classes if c.vectorize)
+
+
+def check_values(scene: Scene, card: Card, recipe: Recipe) -> None:
+    """Refuse pixel values whose meaning for the model nobody knows.
+
+    Raises:
+        ModelError: not uint8 and no ``scale``.
+    """
+    if scene.dtype == "uint8" or recipe.scale:
+        return
+    low, high = card.value_range
+    raise ModelError(
+        f"{scene.path.name} has {scene.dtype} pixels and model {card.name} was trained "
+        f"on {low:g} to {high:g}; say which values are darkest and brightest with "
+        "--scale LOW,HIGH, for instance --scale 0,3000"
+    )
+
+
+def fit_ground_size(scene: Scene, card: Card, *, allow: bool) -> Scene:
+    """Return the scene on the model's ground size; coarser imagery stays as it is.
+
+    Raises:
+        ModelError: coarser than the model was trained on, unless ``allow``.
+        CRSError: the size of a pixel on the ground is not known.
+    """
+    size, coarsest = scene.ground_size, card.ground_size_range[1]
+    if size is None:
+        raise CRSError(
+            f"{scene.path.name}: its CRS gives no size on the ground; warp it to a "
+            "known one first, for instance with gdalwarp -t_srs EPSG:..."
+        )
+    if size > coarsest * 1.05 and not allow:
+        raise ModelError(
+            f"{scene.path.name} has pixels of {size:.2f} m; model {card.name} was "
+            f"trained on {card.ground_size_range[0]:g} to {coarsest:g} m and would "
+            "guess; run it anyway with --allow-gsd"
+        )
+    return scene.resampled_to(card.ground_size)
+
+
+def make_engine(model: Path, recipe: Recipe) -> Engine:
+    """Decide device and precision once, so that every worker uses the same."""
+    device = resolve_device(recipe.device)
+    chosen = recipe.precision
+    return Engine(
+        model=model.absolute(),
+        sha256=sha256_of(model),
+        device=device,
+        precision=best_precision(device) if chosen == "auto" else chosen,
+        batch_size=recipe.batch_size,
+        threads=available_cores(),
+    )
+
+
+def available_cores() -> int:
+    """Return the cores that this process may use, which a container may restrict."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def lay_grid(scene: Scene, stride: int, halo: int, tile_size: int | None) -> TileGrid:
+    """Return the tile grid of a scene, fitted to it unless a tile size is given."""
+    if tile_size is None:
+        return TileGrid.fitted(
+            height=scene.height,
+            width=scene.width,
+            halo=halo,
+            stride=stride,
+            largest_core=LARGEST_CORE,
+        )
+    return TileGrid(
+        height=scene.height,
+        width=scene.width,
+        tile_size=tile_size,
+        halo=halo,
+        stride=stride,
+    )
+
+
+def input_identity(path: Path) -> dict[str, Any]:
+    """Return what tells one input from another: path, size and time of change."""
+    stat = path.stat()
+    return {
+        "path": str(path.resolve()),
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+    }
+
+
+def fingerprint(made_from: Mapping[str, Any]) -> str:
+    """Return the sha256 of a canonical JSON of what a result is made from."""
+    text = json.dumps(made_from, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_up_to_date(work: Plan) -> bool:
+    """Tell whether the receipt has this fingerprint and all its files are whole."""
+    sizes = recorded_sizes(work)
+    try:
+        return {path.name for path in work.outputs.values()} <= sizes.keys() and all(
+            (work.output / name).stat().st_size == size for name, size in sizes.items()
+        )
+    except OSError:
+        return False
+
+
+def recorded_sizes(work: Plan) -> dict[str, int]:
+    """Return the bytes of each output as the receipt of this very plan has them.
+
+    Nothing where there is no receipt, or one of another plan.
+    """
+    try:
+        receipt = json.loads(work.receipt.read_text(encoding="utf-8"))
+        if receipt["properties"]["geounet:fingerprint"] != work.fingerprint:
+            return {}
+        return {a["href"]: a["file:size"] for a in receipt["assets"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
