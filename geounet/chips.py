@@ -39,6 +39,8 @@ OTHER = 0
 EXTENT, IGNORE = "extent", "ignore"
 """Class names with a meaning of their own in vector labels: the ground that was
 labelled (everywhere, where no such feature is given), and ground left unknown."""
+PLACES = 16
+"""Pixels between the places from which the centre of a chip is chosen."""
 COARSEST = 64
 """Least side of a pyramid's last level, in pixels."""
 IMAGES = ("GTiff", "JPEG", "PNG")
@@ -329,14 +331,14 @@ def targets(chip: Chip) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 def place(
     scene: LabelledScene, rng: np.random.Generator, *, ground_sizes: tuple[float, float]
 ) -> Placement:
-    """Choose where to cut: any ground, or half the time ground of a class at random."""
-    rows, cols = scene.labels.shape
-    row, col = rng.integers(rows), rng.integers(cols)
-    present = np.unique(scene.labels[::16, ::16])
-    present = present[(present != OTHER) & (present != UNKNOWN)]
+    """Choose where to cut: labelled ground, half the time of a class at random."""
+    coarse = scene.labels[::PLACES, ::PLACES]
+    wanted = coarse != UNKNOWN
+    present = np.unique(coarse[wanted & (coarse != OTHER)])
     if present.size and _chance(rng, 0.5):
-        at = np.argwhere(scene.labels[::16, ::16] == rng.choice(present))
-        row, col = at[rng.integers(len(at))] * 16
+        wanted = coarse == rng.choice(present)
+    at = np.argwhere(wanted if wanted.any() else np.ones_like(wanted))
+    row, col = at[rng.integers(len(at))] * PLACES + rng.integers(PLACES, size=2)
     low = max(ground_sizes[0], scene.ground_size / 2)
     high = max(ground_sizes[1], low)
     return Placement(

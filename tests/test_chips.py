@@ -700,3 +700,14 @@ def test_augmenting_changes_pixels_alone_and_black_stays_black(seed: int) -> Non
     assert after.pixels[:, ~black].min() >= 1
     assert after.pixels.max() <= 255
     assert after.pixels.dtype == np.float32
+
+
+def test_chips_are_cut_where_there_are_labels() -> None:
+    labels = np.full((400, 400), UNKNOWN, np.uint8)
+    labels[160:240, 160:240] = OTHER
+    scene = labelled(labels)
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        where = place(scene, rng, ground_sizes=(1.0, 1.0))
+        assert 160 <= where.row < 240
+        assert 160 <= where.col < 240
