@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from geounet import vectorize
     from geounet.archive import run_archive
     from geounet.errors import GeounetError
     from geounet.inference import Predictor
@@ -31,6 +32,7 @@ _HOMES = {
     "run": "pipeline",
     "run_archive": "archive",
     "train_model": "training",
+    "vectorize": "vectorize",
 }
 __all__ = [
     "GeounetError",
@@ -45,6 +47,7 @@ __all__ = [
     "run",
     "run_archive",
     "train_model",
+    "vectorize",
 ]
 
 
@@ -52,4 +55,6 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: importing geounet is quick."""
     if name not in _HOMES:
         raise AttributeError(f"module 'geounet' has no attribute {name!r}")
+    if name == "vectorize":
+        return importlib.import_module("geounet.vectorize")
     return getattr(importlib.import_module(f"geounet.{_HOMES[name]}"), name)

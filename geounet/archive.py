@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from geounet.errors import ConfigError, GeounetError
 from geounet.pipeline import Report, Result, execute, scheduler, skipped
-from geounet.planning import Recipe, make_recipe, plan
+from geounet.planning import Recipe, check_recipe, make_recipe, plan
 from geounet.raster import replacing
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,10 @@ def run_archive(
 
     Raises:
         ConfigError: nothing to do there, or an option that is not allowed.
+        ModelError: the model cannot be loaded.
     """
     recipe = make_recipe(pipeline, options)
+    check_recipe(recipe)
     output = Path(output).absolute()
     scenes = list(list_scenes(archive, output))
     make_folder(output)
@@ -87,8 +89,9 @@ def run_archive(
             work = plan(listed.path, listed.output, recipe=recipe, stem=listed.stem)
             if work.up_to_date and not overwrite:
                 return skipped(work)
-            # outputs of an archive are its own: what is stale is replaced
-            return execute(work, client=client, overwrite=True, report=report)
+            return execute(
+                work, client=client, overwrite=overwrite, redo=True, report=report
+            )
 
         for number, listed in enumerate(scenes, start=1):
             outcome = attempt(listed, do)
@@ -192,6 +195,8 @@ def _found_below(folder: Path, *, outputs: Path) -> list[Path]:
 def _read_list(path: Path) -> list[Path]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path} is not a list of paths; give a folder, or a text file with one "

@@ -361,8 +361,10 @@ def batch(
       geounet batch list.txt -o out/ --pipeline archive
     """
     from geounet.archive import list_scenes, run_archive
+    from geounet.planning import check_recipe, make_recipe
 
     if dry_run:
+        check_recipe(make_recipe(pipeline, options))
         for listed in list_scenes(archive, output.absolute()):
             click.echo(f"{listed.path} -> {listed.output / listed.stem}_*")
         return
@@ -372,16 +374,19 @@ def batch(
         words = f": {outcome.message}" if outcome.message else ""
         progress.say(f"[{number}/{total}] {outcome.state:8}{outcome.path.name}{words}")
 
-    outcomes = run_archive(
-        archive,
-        output,
-        pipeline=pipeline,
-        overwrite=overwrite,
-        processes=True,
-        report=progress.report,
-        each=each,
-        **options,
-    )
+    try:
+        outcomes = run_archive(
+            archive,
+            output,
+            pipeline=pipeline,
+            overwrite=overwrite,
+            processes=True,
+            report=progress.report,
+            each=each,
+            **options,
+        )
+    except GeounetError as error:  # nothing was started
+        raise _UsageMistake(str(error)) from error
     states = [outcome.state for outcome in outcomes]
     progress.say(
         f"{len(states)} scenes: {states.count('done')} done, {states.count('skipped')} "
@@ -392,14 +397,15 @@ def batch(
 
 
 @main.command()
-@click.argument("recipe", type=PATH)
+@click.argument("recipe", metavar="NAME|FILE", type=PATH)
 @click.pass_obj
 def train(progress: Progress, /, recipe: Path) -> None:
     """Train a model from a recipe; run it again to resume.
 
     \b
     Examples:
-      geounet train pipelines/train.toml
+      geounet train train            the shipped recipe, on drawn scenes
+      geounet train my-recipe.toml
     """
     from geounet.training import Step, train_model
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from geounet import __version__
 from geounet.inference import best_precision, resolve_device
 from geounet.model import DEFAULT_MODEL, SHIPPED, load_card
-from geounet.planning import LARGEST_CORE, PIPELINES, available_cores
+from geounet.planning import LARGEST_CORE, available_cores
 from geounet.raster import MAX_BLOCK_BYTES, MAX_PIXELS, gdal_version
+from geounet.recipes import shipped_recipes
 
 PACKAGES = (
     "torch", "rasterio", "shapely", "pyproj", "geopandas", "pyogrio", "numpy", "numba",
@@ -39,9 +40,7 @@ def diagnose() -> dict[str, str]:
         "disk here": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free",
         "model": f"{card.name}: {', '.join(card.class_names)} at {card.ground_size} m",
         "models in": str(SHIPPED),
-        "recipes": ", ".join(
-            sorted({p.stem for folder in PIPELINES for p in folder.glob("*.toml")})
-        ),
+        "recipes": ", ".join(shipped_recipes()),
         "limits": f"{MAX_PIXELS:.0e} px a scene, {MAX_BLOCK_BYTES >> 20} MiB a block "
         f"of the file, tile cores up to {LARGEST_CORE} px",
     }

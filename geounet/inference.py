@@ -23,7 +23,7 @@ from geounet.classes import SCORE_MAX
 from geounet.errors import ConfigError, ModelError
 from geounet.model import Model, load_model
 from geounet.raster import Scene
-from geounet.tiling import Tile, Window
+from geounet.tiling import Tile
 
 Precision = Literal["float64", "float32", "bfloat16", "float16"]
 
@@ -50,7 +50,8 @@ def best_precision(device: str) -> Precision:
     On a CPU that is AMX or AVX512-BF16; elsewhere bfloat16 is emulated and slow.
     """
     if device == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if native else "float16"
     native = torch.cpu.get_capabilities()
     return (
         "bfloat16" if native.get("amx_bf16") or native.get("avx512_bf16") else "float32"
@@ -67,8 +68,8 @@ class Engine:
     precision: Precision
     batch_size: int = 1
     threads: int = 0
-    """Threads inside one operation of the CPU; 0 leaves torch's own number. It belongs
-    to the parameters: another number may change the last bit of a score."""
+    """Threads inside one operation of the CPU; 0 leaves torch's own number. Another
+    number may change the last bit of a score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +110,7 @@ class Predictor:
         bands = self.card.bands
         self._mean = np.array([b.mean for b in bands], dtype=np.float32)[:, None, None]
         self._std = np.array([b.std for b in bands], dtype=np.float32)[:, None, None]
-        self._copies = torch.cuda.Stream() if device == "cuda" else None
+        self._copies = torch.cuda.Stream() if self.device.type == "cuda" else None
 
     def normalised(
         self,
@@ -172,12 +173,12 @@ class Predictor:
             yield from answer[: len(batch)]
 
     def _quantised(self, logits: Tensor) -> Tensor:
-        scores = torch.sigmoid(logits.float())
-        if not torch.isfinite(scores).all():
+        if not torch.isfinite(logits).all():
             raise ModelError(
                 f"model {self.card.name} answered NaN or infinity; its weights are "
                 "damaged or the pixels are far outside its range"
             )
+        scores = torch.sigmoid(logits.float())
         return scores.mul_(SCORE_MAX).round_().to(torch.uint8)
 
     def _stage(self, image: Tensor, windows: Sequence[tuple[slice, slice]]) -> Tensor:
@@ -243,28 +244,6 @@ def predict_block(
     inside = validity[core.within(block.read)]
     scores[:, ~inside] = 0
     return BlockScores(scores=scores, validity=inside, tiles_run=len(busy))
-
-
-def predict_whole(
-    predictor: Predictor, scene: Scene, *, bands: Sequence[int]
-) -> NDArray[np.float64]:
-    """Return logits of a scene by one pass over all of it: the oracle of the tiling.
-
-    The scene is mirrored by the halo on every side and to a multiple of the stride.
-    Memory grows with the scene; for tests and small scenes.
-    """
-    halo, stride = predictor.halo, predictor.stride
-    window = Window(
-        row_off=-halo,
-        col_off=-halo,
-        height=-(-scene.height // stride) * stride + 2 * halo,
-        width=-(-scene.width // stride) * stride + 2 * halo,
-    )
-    pixels, validity = scene.read(window, bands)
-    logits = predictor.logits(predictor.normalised(pixels, validity)[None])[0]
-    inner = Window(row_off=0, col_off=0, height=scene.height, width=scene.width)
-    rows, cols = inner.within(window)
-    return np.asarray(logits[:, rows, cols].double().cpu().numpy())
 
 
 _loading = threading.Lock()

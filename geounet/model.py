@@ -13,11 +13,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from geounet.errors import ModelError
@@ -53,6 +53,27 @@ class ClassCard(_Frozen):
     """Whether `geounet run` writes features of it unless told otherwise."""
 
 
+RESERVED = frozenset({"mask", "scores", "preview", "extent", "ignore"})
+"""Names of outputs and of vector labels with a meaning of their own."""
+
+
+def _distinct(classes: tuple[ClassCard, ...]) -> tuple[ClassCard, ...]:
+    names = [c.name for c in classes]
+    if len(set(names)) < len(names):
+        raise ValueError(f"class names must differ, got {', '.join(names)}")
+    if taken := RESERVED & set(names):
+        raise ValueError(f"no class can be called {', '.join(sorted(taken))}")
+    return classes
+
+
+Classes = Annotated[
+    tuple[ClassCard, ...],
+    Field(min_length=1, max_length=254),
+    AfterValidator(_distinct),
+]
+"""The classes of a model, in the order of their ids."""
+
+
 class BandCard(_Frozen):
     """One input band: its name and the scaling the weights were trained with."""
 
@@ -67,7 +88,7 @@ class Card(_Frozen):
     name: str
     description: str = ""
     architecture: Architecture = Architecture()
-    classes: tuple[ClassCard, ...] = Field(min_length=1, max_length=254)
+    classes: Classes
     bands: tuple[BandCard, ...] = Field(min_length=1)
     value_range: tuple[float, float] = (0.0, 255.0)
     """Least and greatest pixel value of the training imagery; uint8 as it comes."""
@@ -86,19 +107,6 @@ class Card(_Frozen):
     def class_names(self) -> tuple[str, ...]:
         """Names in order; the class at position i has id i + 1 in a mask."""
         return tuple(c.name for c in self.classes)
-
-    def class_id(self, name: str) -> int:
-        """Return the mask value of a class.
-
-        Raises:
-            ModelError: the model has no class of that name.
-        """
-        if name not in self.class_names:
-            raise ModelError(
-                f"no class {name!r} in model {self.name}; it has "
-                f"{', '.join(self.class_names)}"
-            )
-        return self.class_names.index(name) + 1
 
     def network(self) -> UNet:
         """Build the network that the card describes, with fresh weights."""
@@ -224,29 +232,34 @@ def save_model(path: str | Path, network: UNet, card: Card) -> None:
     }
     metadata = {CARD_KEY: json.dumps(card.model_dump(mode="json"), sort_keys=True)}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, path, metadata=metadata)
+    # not save_file: it makes files that only their owner can read
+    Path(path).write_bytes(save(weights, metadata=metadata))
 
 
 def select_bands(
-    card: Card, bands: Sequence[int] | None, *, count: int
+    card: Card, bands: Sequence[int] | None, *, available: Sequence[int]
 ) -> tuple[int, ...]:
     """Return the 1-based scene bands to feed the model, checked against the scene.
 
+    Args:
+        card: of the model.
+        bands: the bands asked for; the first ones of the scene if not given.
+        available: the scene's bands that hold an image.
+
     Raises:
-        ModelError: the scene has too few bands, or a number is out of range.
+        ModelError: the scene has too few bands, or lacks one that was asked for.
     """
-    needed = [band.name for band in card.bands]
-    chosen = tuple(bands) if bands else tuple(range(1, len(needed) + 1))
-    if len(chosen) != len(needed):
+    needed = ", ".join(band.name for band in card.bands)
+    wanted = f"model {card.name} wants {len(card.bands)} ({needed})"
+    chosen = tuple(bands) if bands else tuple(available[: len(card.bands)])
+    if bands and len(chosen) != len(card.bands):
+        raise ModelError(f"{len(chosen)} bands chosen; {wanted}")
+    if len(chosen) < len(card.bands) or not set(chosen) <= set(available):
+        count = len(available)
         raise ModelError(
-            f"{len(chosen)} bands chosen; model {card.name} wants {len(needed)}: "
-            + ", ".join(needed)
-        )
-    if max(chosen) > count or min(chosen) < 1:
-        raise ModelError(
-            f"the scene has {count} band{'s' * (count != 1)}; model {card.name} wants "
-            f"{len(needed)} ({', '.join(needed)}), taken from bands "
-            f"{', '.join(map(str, chosen))} (choose others with --bands)"
+            f"the scene has {count} image band{'s' * (count != 1)}; {wanted}"
+            + (f", taken from {', '.join(map(str, chosen))}" if bands else "")
+            + "; choose others with --bands"
         )
     return chosen
 

@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -40,11 +40,12 @@ from geounet.inference import Engine, Stretch, predict_block, predictor_for
 from geounet.planning import (
     FeatureTable,
     Plan,
+    Receipt,
     Recipe,
     input_identity,
     make_recipe,
     plan,
-    recorded_sizes,
+    read_receipt,
 )
 from geounet.raster import (
     Scene,
@@ -138,9 +139,14 @@ def scheduler(
 
 
 def skipped(work: Plan) -> Result:
-    """Return the result of a run that had nothing to do."""
+    """Return the result of a run that had nothing to do, as its receipt has it."""
+    receipt = read_receipt(work.receipt)
     return Result(
-        scene=work.scene.path, outputs=work.outputs, receipt=work.receipt, skipped=True
+        scene=work.scene.path,
+        outputs=work.outputs,
+        receipt=work.receipt,
+        skipped=True,
+        features=receipt.features if receipt else {},
     )
 
 
@@ -149,15 +155,23 @@ def execute(
     *,
     client: Client,
     overwrite: bool = False,
+    redo: bool = False,
     report: Report | None = None,
 ) -> Result:
     """Do what a plan says.
+
+    Args:
+        work: the plan.
+        client: where the tasks run.
+        overwrite: replace whatever has the names of the outputs.
+        redo: replace what an earlier run of geounet left there, but nothing else.
+        report: told (stage, done, total) as the work goes on.
 
     Raises:
         OutputError: outputs exist that this plan did not make, or a write failed.
         GeounetError: of another kind, from reading or inference.
     """
-    prepare_output(work, overwrite=overwrite)
+    prepare_output(work, overwrite=overwrite, redo=redo)
     try:
         return _staged(work, client=client, clock=Clock(report))
     finally:
@@ -201,7 +215,7 @@ def _staged(work: Plan, *, client: Client, clock: Clock) -> Result:
     with replacing(receipt) as partial_path:
         text = json.dumps(described, indent=2, ensure_ascii=False, allow_nan=False)
         partial_path.write_text(text + "\n", encoding="utf-8")
-    work.receipt.unlink(missing_ok=True)  # what it vouched for is about to change
+    remove_stale(work)
     finished = [(files[role], path) for role, path in work.outputs.items()]
     move_into_place([*finished, (receipt, work.receipt)])
     return Result(
@@ -211,6 +225,16 @@ def _staged(work: Plan, *, client: Client, clock: Clock) -> Result:
         features=features,
         seconds=clock.seconds,
     )
+
+
+def remove_stale(work: Plan) -> None:
+    """Remove the receipt of an earlier run, and outputs of it that this has not."""
+    before = read_receipt(work.receipt)
+    work.receipt.unlink(missing_ok=True)
+    kept = {path.name for path in work.outputs.values()}
+    for name in before.sizes.keys() - kept if before else ():
+        if (path := work.output / name).parent == work.output:
+            path.unlink(missing_ok=True)
 
 
 def _run(client: Client, func: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -239,30 +263,23 @@ class Clock:
         self.tell(name, 1, 1)
 
 
-def is_own(work: Plan, there: Iterable[Path]) -> bool:
-    """Tell whether files are what this very plan made.
-
-    That is so in a run that was cut short, and in one of whose outputs some have been
-    deleted since.
-    """
-    if work.staging.is_dir() and not work.receipt.exists():
-        return True
-    sizes = recorded_sizes(work)
-    return bool(sizes) and all(
-        path == work.receipt or path.stat().st_size == sizes.get(path.name)
-        for path in there
-    )
-
-
-def prepare_output(work: Plan, *, overwrite: bool) -> None:
+def prepare_output(work: Plan, *, overwrite: bool, redo: bool) -> None:
     """Make the output and staging folders, and refuse to clobber.
 
+    Args:
+        work: the plan.
+        overwrite: replace whatever is there.
+        redo: replace what an earlier run is known to have made, with other parameters
+            or from another input too.
+
     Raises:
-        OutputError: outputs exist that this plan did not make, or the folder cannot be
-            made.
+        OutputError: outputs exist that may not be replaced, or a folder cannot be made.
     """
-    there = [p for p in (*work.outputs.values(), work.receipt) if p.exists()]
-    if there and not overwrite and not is_own(work, there):
+    there = [path for path in work.outputs.values() if path.exists()]
+    receipt = read_receipt(work.receipt)
+    if receipt is None and work.receipt.exists():
+        there.append(work.receipt)  # somebody else's
+    if there and not overwrite and not _may_replace(work, there, receipt, redo=redo):
         raise OutputError(
             f"{there[0]} exists and is not known to come from this input, model and "
             "parameters; replace it with --overwrite, or choose another folder"
@@ -273,6 +290,20 @@ def prepare_output(work: Plan, *, overwrite: bool) -> None:
         raise OutputError(
             f"cannot make the output folder {work.output}: {error.strerror}"
         ) from error
+
+
+def _may_replace(
+    work: Plan, there: Sequence[Path], receipt: Receipt | None, *, redo: bool
+) -> bool:
+    """Tell whether files are what this plan made, or with ``redo`` any earlier one.
+
+    This plan made them if it was cut short between the first file and the receipt, or
+    if some of its outputs have been deleted since.
+    """
+    if receipt is None:
+        return work.staging.is_dir() and not work.receipt.exists()
+    known = redo or receipt.fingerprint == work.fingerprint
+    return known and all(receipt.vouches_for(path) for path in there)
 
 
 # --- inference --------------------------------------------------------------------
@@ -470,7 +501,10 @@ def export_features(
             f"there is no folder {output.parent} to write {output.name} in"
         )
     staging = output.with_name(f".{output.name}.parts")
-    staging.mkdir(exist_ok=True)
+    try:
+        staging.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {output}: {error.strerror}") from error
     try:
         with connect(workers=workers or 2) as client:
             traced = trace_mask(
@@ -496,7 +530,7 @@ def check_no_nodata(labels: RasterLabels, entry: ClassEntry) -> None:
     Raises:
         RasterError: it does.
     """
-    wanted = dict(zip(labels.table.entries, labels.values, strict=False)).get(entry)
+    wanted = labels.value_of(entry)
     if labels.scene.masked_by == "nodata" and wanted in labels.scene.nodata_values:
         raise RasterError(
             f"{labels.scene.path.name} says that {wanted} is nodata, so it cannot be "
@@ -552,8 +586,8 @@ def describe_run(
 ) -> dict[str, Any]:
     """Return the receipt: what was made from what, as a STAC item.
 
-    See https://github.com/radiantearth/stac-spec, version 1.0.0, and the file and
-    projection extensions for the names of fields.
+    See https://github.com/radiantearth/stac-spec, version 1.0.0, and the file
+    extension for the names of fields. Pixels are counted on the working grid.
     """
     return {
         "type": "Feature",
@@ -584,12 +618,15 @@ def describe_run(
             },
             "geounet:seconds": seconds,
         },
+        "stac_extensions": [
+            "https://stac-extensions.github.io/file/v2.1.0/schema.json"
+        ],
         "links": [],
         "assets": {
             role: {
                 "href": path.name,
                 "file:size": files[role].stat().st_size,
-                "roles": ["data"],
+                "roles": ["overview" if role == "preview" else "data"],
             }
             for role, path in work.outputs.items()
         },

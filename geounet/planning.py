@@ -12,14 +12,13 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from geounet.classes import ClassEntry, ClassTable
-from geounet.errors import ConfigError, CRSError, ModelError
+from geounet.errors import CRSError, ModelError
 from geounet.export import FORMATS, format_of
 from geounet.inference import Engine, best_precision, resolve_device
 from geounet.model import (
@@ -31,7 +30,7 @@ from geounet.model import (
     sha256_of,
 )
 from geounet.raster import Scene
-from geounet.recipes import checked, read_table
+from geounet.recipes import checked, find_recipe, read_table
 from geounet.tiling import TileGrid
 
 NUMERICS_EPOCH = 1
@@ -40,10 +39,6 @@ LARGEST_CORE = 2048
 """Side of the largest tile core by default: about 1.2 GB with the shipped model."""
 LARGEST_TILE = 16384
 """Side of the largest tile that may be asked for."""
-PIPELINES = (
-    Path(__file__).parent / "pipelines",  # in the wheel
-    Path(__file__).parents[1] / "pipelines",  # in a checkout
-)
 
 
 # --- recipes ----------------------------------------------------------------------
@@ -56,11 +51,11 @@ class _Table(BaseModel):
 class FeatureTable(_Table):
     """``[features.NAME]``: how one class becomes features."""
 
-    min_area: float = Field(0.0, ge=0)
+    min_area: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Square metres; smaller features are dropped."""
-    min_hole: float = Field(0.0, ge=0)
+    min_hole: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Square metres; smaller holes are filled."""
-    simplify: float = Field(0.0, ge=0)
+    simplify: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Metres that an outline may move."""
 
 
@@ -71,6 +66,7 @@ class Recipe(_Table):
     """
 
     model: str = DEFAULT_MODEL
+    """A file, or the name of a shipped model."""
     bands: tuple[int, ...] | None = None
     classes: tuple[str, ...] | None = None
     scale: tuple[float, float] | None = None
@@ -88,6 +84,18 @@ class Recipe(_Table):
     scheduler: str | None = None
     features: dict[str, FeatureTable] = {}
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _as_text(cls, model: Any) -> Any:
+        return str(model) if isinstance(model, Path) else model
+
+    @field_validator("classes")
+    @classmethod
+    def _not_none(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if classes == ():
+            raise ValueError("name at least one class")
+        return classes
+
     @field_validator("scale")
     @classmethod
     def _ascending(
@@ -99,8 +107,9 @@ class Recipe(_Table):
 
     @field_serializer("nodata", when_used="json")
     def _as_json(self, nodata: str | float) -> str | float:
-        """JSON has no number for NaN, but `nodata` may be text."""
-        return nodata if isinstance(nodata, str) or not math.isnan(nodata) else "nan"
+        """JSON has no number for NaN or infinity, but `nodata` may be text."""
+        finite = isinstance(nodata, str) or math.isfinite(nodata)
+        return nodata if finite else str(nodata)
 
     @classmethod
     def load(cls, name: str | Path) -> Recipe:
@@ -127,25 +136,13 @@ class Recipe(_Table):
         return checked(Recipe, self.model_dump() | given, source="options")
 
     def deciding(self) -> dict[str, Any]:
-        """Return what decides a result: all but where and how the work is spread."""
-        return self.model_dump(mode="json", exclude={"workers", "scheduler"})
+        """Return what decides a result, apart from what the engine says of it.
 
-
-def find_recipe(name: str | Path) -> Path:
-    """Return the path of a recipe given by file or by the name of a shipped one.
-
-    Raises:
-        ConfigError: there is neither.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    shipped = {p.stem: p for folder in PIPELINES for p in folder.glob("*.toml")}
-    if str(name) in shipped:
-        return shipped[str(name)]
-    close = get_close_matches(str(name), shipped, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    names = ", ".join(sorted(shipped))
-    raise ConfigError(f"no recipe {name}{hint} (neither a file nor one of {names})")
+        Where the work is spread does not; the model counts by its hash, whatever its
+        path, and the device by what it turned out to be.
+        """
+        apart = {"workers", "scheduler", "model", "device", "precision"}
+        return self.model_dump(mode="json", exclude=apart)
 
 
 def make_recipe(pipeline: str | Path | None, options: Mapping[str, Any]) -> Recipe:
@@ -156,6 +153,20 @@ def make_recipe(pipeline: str | Path | None, options: Mapping[str, Any]) -> Reci
     """
     recipe = Recipe.load(pipeline) if pipeline else Recipe()
     return recipe.with_options(**options)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Find out before an archive is begun whether any scene of it could be run.
+
+    Raises:
+        ConfigError: a class, format or device that does not exist.
+        ModelError: the model cannot be loaded.
+    """
+    table = class_table(load_card(recipe.model))
+    for name in (*recipe.features, *(recipe.classes or ())):
+        table[name]  # a misspelt class is an error, not a silence
+    format_of(recipe.format)
+    resolve_device(recipe.device)
 
 
 # --- the plan ---------------------------------------------------------------------
@@ -248,16 +259,15 @@ def plan(
         ConfigError: an option has a value that is not allowed.
         TilingError: the tile size does not fit the model.
     """
+    check_recipe(recipe)
     recipe = recipe.with_options(format=format_of(recipe.format))
     model = find_model(recipe.model)
     card = load_card(model)
     table = class_table(card)
     shown = table.restricted_to(recipe.classes or table.names)
     featured = table.restricted_to(recipe.classes or vectorized_classes(card))
-    for name in recipe.features:
-        table[name]  # a misspelt class in a recipe is an error, not a silence
     opened = Scene.open(scene, assume_crs=recipe.assume_crs, nodata=recipe.nodata)
-    bands = select_bands(card, recipe.bands, count=len(opened.image_bands))
+    bands = select_bands(card, recipe.bands, available=opened.image_bands)
     check_values(opened, card, recipe)
     working = fit_ground_size(opened, card, allow=recipe.allow_gsd)
     engine = make_engine(model, recipe)
@@ -360,7 +370,7 @@ def make_engine(model: Path, recipe: Recipe) -> Engine:
 
 
 def available_cores() -> int:
-    """Return the cores that this process may use, which a container may restrict."""
+    """Return the cores that this process may use, which its affinity may restrict."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -401,26 +411,43 @@ def fingerprint(made_from: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What an earlier run wrote down about its outputs."""
+
+    fingerprint: str
+    sizes: dict[str, int]
+    """Bytes of each output, by file name."""
+    features: dict[str, int]
+    """Features of each class."""
+
+    def vouches_for(self, path: Path) -> bool:
+        """Tell whether a file is there as it was when the receipt was written."""
+        try:
+            return path.stat().st_size == self.sizes.get(path.name)
+        except OSError:
+            return False
+
+
+def read_receipt(path: Path) -> Receipt | None:
+    """Read a receipt; None where there is none, or something else of that name."""
+    try:
+        item = json.loads(path.read_text(encoding="utf-8"))
+        return Receipt(
+            fingerprint=str(item["properties"]["geounet:fingerprint"]),
+            sizes={a["href"]: int(a["file:size"]) for a in item["assets"].values()},
+            features=dict(item["properties"]["geounet:counts"]["features"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def is_up_to_date(work: Plan) -> bool:
     """Tell whether the receipt has this fingerprint and all its files are whole."""
-    sizes = recorded_sizes(work)
-    try:
-        return {path.name for path in work.outputs.values()} <= sizes.keys() and all(
-            (work.output / name).stat().st_size == size for name, size in sizes.items()
-        )
-    except OSError:
+    receipt = read_receipt(work.receipt)
+    if receipt is None or receipt.fingerprint != work.fingerprint:
         return False
-
-
-def recorded_sizes(work: Plan) -> dict[str, int]:
-    """Return the bytes of each output as the receipt of this very plan has them.
-
-    Nothing where there is no receipt, or one of another plan.
-    """
-    try:
-        receipt = json.loads(work.receipt.read_text(encoding="utf-8"))
-        if receipt["properties"]["geounet:fingerprint"] != work.fingerprint:
-            return {}
-        return {a["href"]: a["file:size"] for a in receipt["assets"].values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+    wanted = {path.name for path in work.outputs.values()}
+    return wanted <= receipt.sizes.keys() and all(
+        receipt.vouches_for(work.output / name) for name in receipt.sizes
+    )

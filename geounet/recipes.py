@@ -18,6 +18,42 @@ from geounet.errors import ConfigError
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
+SHIPPED = (
+    Path(__file__).parent / "pipelines",  # in the wheel
+    Path(__file__).parents[1] / "pipelines",  # in a checkout
+)
+TRAINING = frozenset({"train"})
+"""Shipped recipes for `geounet train`; the others are for `run` and `batch`."""
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes that ship with the package, by name."""
+    found = (path for folder in SHIPPED for path in folder.glob("*.toml"))
+    return {path.stem: path for path in sorted(found)}
+
+
+def find_recipe(name: str | Path, *, training: bool = False) -> Path:
+    """Return the path of a recipe given by file or by the name of a shipped one.
+
+    Args:
+        name: a file or a name.
+        training: whether a recipe of `geounet train` is wanted, or one of `run`.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = shipped_recipes()
+    names = [stem for stem in shipped if (stem in TRAINING) == training]
+    if str(name) in names:
+        return shipped[str(name)]
+    close = get_close_matches(str(name), names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(
+        f"no recipe {name}{hint} (neither a file nor one of {', '.join(names)})"
+    )
+
 
 def read_table(path: Path) -> dict[str, Any]:
     """Read a TOML file.

@@ -31,8 +31,8 @@ CONFIG = {
 
 
 LOOPBACK = "127.0.0.1:0"
-PATIENCE = "30s"
-"""How long to wait for a scheduler to answer."""
+PATIENCE = 30.0
+"""Seconds to wait for a scheduler to answer, and for its first worker."""
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def connect(
             costs one of them and not the run.
 
     Raises:
-        ConnectionError: nothing answers at ``scheduler``.
+        ConnectionError: nothing answers at ``scheduler``, or it has no workers.
     """
     import dask
     from distributed import Client, LocalCluster
@@ -66,6 +66,13 @@ def connect(
                     f"no Dask scheduler answers at {scheduler}: {error}"
                 ) from error
             with client:
+                try:
+                    client.wait_for_workers(1, timeout=PATIENCE)
+                except TimeoutError as error:
+                    raise ConnectionError(
+                        f"the Dask scheduler at {scheduler} has no workers; start some "
+                        f"with: dask worker {scheduler}"
+                    ) from error
                 yield client
             return
         with (
@@ -101,10 +108,10 @@ def run_tasks(
         client: where to run.
 
     Raises:
-        Exception: whatever ``func`` raised first, unchanged; tasks not yet started are
-            dropped.
+        Exception: whatever ``func`` raised first, unchanged, once the few tasks that
+            were handed out have ended; no more are.
     """
-    from distributed import as_completed
+    from distributed import as_completed, wait
 
     limit = IN_FLIGHT_PER_LANE * max(1, sum(client.nthreads().values()))
     source = iter(items)
@@ -122,7 +129,8 @@ def run_tasks(
             yield future.result()
             future.release()
     finally:
-        client.cancel(list(running.futures))
+        # what runs cannot be stopped, and must not outlive the files it writes
+        wait(list(running.futures))
 
 
 _END = object()

@@ -8,6 +8,7 @@ stage the same bytes; one writer then streams them into the raster.
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ class Parts:
             OutputError: the folder cannot be written, for instance a full disk.
         """
         path = self.path(kind, block)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
         try:
             with partial.open("wb") as file:
                 np.save(file, values, allow_pickle=False)

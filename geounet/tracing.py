@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from geounet.classes import (
     BACKGROUND,
     NODATA,
+    ClassEntry,
     ClassTable,
     LabelWindow,
     classify,
@@ -72,6 +73,12 @@ class RasterLabels:
         """Columns of the raster."""
         return self.scene.width
 
+    def value_of(self, entry: ClassEntry) -> int:
+        """Return the pixel value that a class has in the raster."""
+        return dict(zip(self.table.entries, self.values, strict=False)).get(
+            entry, entry.id
+        )
+
     def read(self, window: Window) -> LabelWindow:
         """Return class ids of a window, and winning scores if there are scores."""
         bands = tuple(range(1, len(self.table.entries) + 1)) if self.scores else (1,)
@@ -80,9 +87,8 @@ class RasterLabels:
             mask, best = classify(pixels.astype(np.uint8), validity, self.table)
             return LabelWindow(window=window, mask=mask, best=best)
         mask = np.full(validity.shape, BACKGROUND, dtype=np.uint8)
-        ids = [entry.id for entry in self.table.entries]
-        for class_id, value in zip(ids, self.values or ids, strict=True):
-            mask[pixels[0] == value] = class_id
+        for entry in self.table.entries:
+            mask[pixels[0] == self.value_of(entry)] = entry.id
         mask[~validity] = NODATA
         return LabelWindow(window=window, mask=mask, best=None)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -35,18 +34,19 @@ from geounet.chips import (
     place,
     targets,
 )
-from geounet.errors import ConfigError, TrainingError
+from geounet.errors import ConfigError, OutputError, TrainingError
 from geounet.model import (
     Architecture,
     BandCard,
     Card,
-    ClassCard,
+    Classes,
     find_model,
+    load_card,
     load_weights,
     save_model,
 )
 from geounet.raster import replacing
-from geounet.recipes import checked, read_table
+from geounet.recipes import checked, find_recipe, read_table
 from geounet.unet import UNet
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class TrainingRecipe(_Table):
     output: Path
     model: ModelTable
     architecture: Architecture = Architecture()
-    classes: tuple[ClassCard, ...] = Field(min_length=1)
+    classes: Classes
     loop: LoopTable = LoopTable()
     holdout: tuple[str, ...] = ()
     """Groups that are never trained on; the scores in the card are theirs."""
@@ -102,15 +102,18 @@ class TrainingRecipe(_Table):
 
     @classmethod
     def load(cls, path: str | Path) -> TrainingRecipe:
-        """Read and check a recipe; paths in it are relative to the file.
+        """Read and check a recipe, given by file or by the name of a shipped one.
+
+        Paths in a file are relative to it; those of a shipped recipe taken by its name
+        are relative to the working directory.
 
         Raises:
-            ConfigError: not TOML, or a key or value that is not allowed; an unknown
-                key comes with a suggestion.
+            ConfigError: no such recipe, not TOML, or a key or value that is not
+                allowed; an unknown key comes with a suggestion.
         """
-        path = Path(path)
-        recipe = checked(cls, read_table(path), source=str(path))
-        return recipe.relative_to(path.parent)
+        found = find_recipe(path, training=True).resolve()
+        recipe = checked(cls, read_table(found), source=str(path))
+        return recipe.relative_to(found.parent if Path(path).is_file() else Path.cwd())
 
     def relative_to(self, folder: Path) -> TrainingRecipe:
         """Return the recipe with its paths taken from ``folder``."""
@@ -148,7 +151,6 @@ class Step:
     step: int
     steps: int
     loss: float
-    chips_per_second: float
 
 
 def train_model(
@@ -172,22 +174,13 @@ def train_model(
     training = [scene for scene in scenes if scene.group not in recipe.holdout]
     card = draft_card(recipe, training)
     run = TrainingRun.start(recipe, card)
-    started = time.monotonic()
+    last = recipe.loop.steps
     with ThreadPoolExecutor(1) as ahead:
         for step, batch in prefetch(ahead, recipe, training, first=run.step):
             loss = run.advance(step, batch)
             if report:
-                rate = (step + 1 - run.step) * recipe.loop.batch_size
-                rate_per_second = rate / (time.monotonic() - started)
-                report(
-                    Step(
-                        step=step + 1,
-                        steps=recipe.loop.steps,
-                        loss=loss,
-                        chips_per_second=rate_per_second,
-                    )
-                )
-            if (step + 1) % recipe.loop.checkpoint_every == 0:
+                report(Step(step=step + 1, steps=last, loss=loss))
+            if (step + 1) % recipe.loop.checkpoint_every == 0 or step + 1 == last:
                 run.checkpoint(step + 1)
     scores = held_out_scores(run.average, card, scenes, recipe.holdout)
     path = recipe.output / f"{recipe.model.name}.safetensors"
@@ -332,6 +325,7 @@ class TrainingRun:
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if recipe.model.init:
             source = find_model(recipe.model.init)
+            load_card(source)  # refuses what is no model of ours, a pickle above all
             load_weights(self.network, load_file(source), source=source)
         self.average = card.network().to(self.device)
         self.average.load_state_dict(self.network.state_dict())
@@ -348,7 +342,12 @@ class TrainingRun:
     def start(cls, recipe: TrainingRecipe, card: Card) -> TrainingRun:
         """Begin a run, or take one up from its checkpoint."""
         run = cls(recipe, card)
-        recipe.output.mkdir(parents=True, exist_ok=True)
+        try:
+            recipe.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot make the output folder {recipe.output}: {error.strerror}"
+            ) from error
         if (recipe.output / CHECKPOINT).exists():
             run.restore()
         return run
@@ -420,12 +419,17 @@ class TrainingRun:
         """Load the checkpoint of this recipe.
 
         Raises:
-            TrainingError: it was written by another recipe.
+            TrainingError: it is damaged, or was written by another recipe.
         """
         path = self.recipe.output / CHECKPOINT
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-        if metadata["recipe"] != self._signature():
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+        except SafetensorError as error:
+            raise TrainingError(
+                f"{path} is damaged ({error}); remove it to start anew"
+            ) from error
+        if metadata.get("recipe") != self._signature():
             raise TrainingError(
                 f"{path} belongs to another recipe (or this one has changed since); "
                 "choose another output folder or remove the checkpoint to start anew"

@@ -2,9 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from geounet.inference import Predictor
 from geounet.model import Architecture, BandCard, Card, ClassCard, Model
+from geounet.raster import Scene
+from geounet.tiling import Window
 
 
 def tiny_card(**architecture: Any) -> Card:
@@ -43,3 +48,25 @@ def with_statistics(network: torch.nn.Module) -> None:
             value.normal_()
         if name.endswith("running_var"):
             value.uniform_(0.5, 2)
+
+
+def predict_whole(
+    predictor: Predictor, scene: Scene, *, bands: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """Return logits of a scene by one pass over all of it: the oracle of the tiling.
+
+    The scene is mirrored by the halo on every side and to a multiple of the stride.
+    Memory grows with the scene; for tests and small scenes.
+    """
+    halo, stride = predictor.halo, predictor.stride
+    window = Window(
+        row_off=-halo,
+        col_off=-halo,
+        height=-(-scene.height // stride) * stride + 2 * halo,
+        width=-(-scene.width // stride) * stride + 2 * halo,
+    )
+    pixels, validity = scene.read(window, bands)
+    logits = predictor.logits(predictor.normalised(pixels, validity)[None])[0]
+    inner = Window(row_off=0, col_off=0, height=scene.height, width=scene.width)
+    rows, cols = inner.within(window)
+    return np.asarray(logits[:, rows, cols].double().cpu().numpy())

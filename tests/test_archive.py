@@ -244,3 +244,27 @@ def test_processes_do_the_same_and_the_exit_code_is_honest(
     again = CliRunner().invoke(main, words)
     assert again.exit_code == 0
     assert "2 scenes: 0 done, 2 unchanged, 0 failed" in again.stderr
+
+
+def test_a_file_that_no_run_made_is_never_replaced(
+    tmp_path: Path, write_raster: WriteRaster, model: Path
+) -> None:
+    write_raster(textured(40, 40), name="in/a.tif")
+    stranger = tmp_path / "out" / "a.json"
+    stranger.parent.mkdir()
+    stranger.write_text("{}")
+    (outcome,) = run_archive(tmp_path / "in", tmp_path / "out", model=str(model))
+    assert outcome.state == "failed"
+    assert "a.json exists" in outcome.message
+    assert stranger.read_text() == "{}"
+
+
+def test_an_option_that_fits_no_scene_stops_the_archive_before_it_begins(
+    tmp_path: Path, write_raster: WriteRaster, model: Path
+) -> None:
+    write_raster(textured(40, 40), name="in/a.tif")
+    with pytest.raises(ConfigError, match="no class 'rod'"):
+        run_archive(
+            tmp_path / "in", tmp_path / "out", model=str(model), classes=("rod",)
+        )
+    assert not (tmp_path / "out").exists()

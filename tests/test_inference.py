@@ -16,7 +16,6 @@ from geounet.inference import (
     Stretch,
     best_precision,
     predict_block,
-    predict_whole,
     predictor_for,
     resolve_device,
 )
@@ -24,7 +23,7 @@ from geounet.model import Model, load_model, save_model, sha256_of
 from geounet.raster import Scene
 from geounet.tiling import TileGrid
 from tests.conftest import WriteRaster
-from tests.networks import random_model, tiny_card
+from tests.networks import predict_whole, random_model, tiny_card
 
 BANDS = (1, 2, 3)
 
@@ -215,9 +214,13 @@ def test_a_stretch_brings_other_units_to_the_models_range(
     assert np.abs(a.astype(int) - b).max() <= 1
 
 
-def test_a_model_that_answers_nan_is_stopped(write_raster: WriteRaster) -> None:
+@pytest.mark.parametrize("answer", [torch.nan, torch.inf])
+def test_a_model_that_answers_no_number_is_stopped(
+    write_raster: WriteRaster, answer: float
+) -> None:
     model = random_model(depth=1)
-    model.network.head.weight.data[:] = torch.nan
+    assert model.network.head.bias is not None
+    model.network.head.bias.data[:] = answer
     predictor = Predictor(model, device="cpu", precision="float32")
     scene = Scene.open(write_raster(noise(16, 16)))
     grid = grid_of(scene, model, core=16)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from geounet.errors import ModelError
@@ -131,21 +132,27 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path, saved: Path) -> None
         load_model(path)
 
 
-def test_an_unknown_class_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ModelError, match=r"no class 'river'.*building, water"):
-        CARD.class_id("river")
-    assert CARD.class_id("water") == 2
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "mask"), ("ignore",)])
+def test_class_names_are_distinct_and_not_taken(names: tuple[str, ...]) -> None:
+    classes = tuple(ClassCard(name=name, colour="#ff0000") for name in names)
+    with pytest.raises(ValidationError, match=r"must differ|can be called"):
+        Card.model_validate(CARD.model_dump() | {"classes": classes})
+
+
+def test_a_model_file_can_be_read_by_others(saved: Path) -> None:
+    assert saved.stat().st_mode & 0o044
 
 
 def test_bands_are_the_first_ones_unless_chosen() -> None:
-    assert select_bands(CARD, None, count=4) == (1, 2, 3)
-    assert select_bands(CARD, (4, 2, 1), count=4) == (4, 2, 1)
+    assert select_bands(CARD, None, available=(1, 2, 3, 4)) == (1, 2, 3)
+    assert select_bands(CARD, None, available=(2, 3, 5)) == (2, 3, 5)  # 1, 4 are alpha
+    assert select_bands(CARD, (4, 2, 1), available=(1, 2, 3, 4)) == (4, 2, 1)
 
 
 @pytest.mark.parametrize(
     ("bands", "count", "complaint"),
     [
-        (None, 1, r"has 1 band; model tiny wants 3 \(red, green, blue\)"),
+        (None, 1, r"has 1 image band; model tiny wants 3 \(red, green, blue\)"),
         ((1, 2), 4, "2 bands chosen; model tiny wants 3"),
         ((1, 2, 5), 4, "--bands"),
         ((0, 1, 2), 4, "--bands"),
@@ -155,4 +162,4 @@ def test_bands_that_do_not_fit_are_refused(
     bands: tuple[int, ...] | None, count: int, complaint: str
 ) -> None:
     with pytest.raises(ModelError, match=complaint):
-        select_bands(CARD, bands, count=count)
+        select_bands(CARD, bands, available=range(1, count + 1))

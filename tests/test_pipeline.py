@@ -755,3 +755,49 @@ def test_min_area_and_format_of_an_export(done: Result, tmp_path: Path) -> None:
     found = features(path)
     assert 0 < count == len(found) < done.features["water"]
     assert found.area_m2.min() >= 50
+
+
+# --- what is replaced, and what is not --------------------------------------------
+
+
+def test_a_new_run_takes_away_what_it_no_longer_makes(
+    go: Run, write_raster: WriteRaster
+) -> None:
+    scene = write_raster(textured(40, 40))
+    first = go(scene, scores=True)
+    second = go(scene, format="gpkg", overwrite=True)
+    folder = first.receipt.parent
+    there = {path.name for path in folder.iterdir()}
+    wanted = {path.name for path in second.outputs.values()} | {second.receipt.name}
+    assert wanted == there - {scene.name}
+    assert first.outputs["scores"].name not in there
+
+
+def test_a_skipped_run_tells_what_the_receipt_says(
+    go: Run, write_raster: WriteRaster
+) -> None:
+    scene = write_raster(textured(60, 60))
+    first = go(scene)
+    again = go(scene)
+    assert again.skipped
+    assert again.features == first.features
+
+
+def test_the_same_model_under_another_path_changes_nothing(
+    go: Run, write_raster: WriteRaster, tmp_path: Path
+) -> None:
+    scene = write_raster(textured(40, 40))
+    copy = tmp_path / "copy.safetensors"
+    first = go(scene)
+    named = json.loads(first.receipt.read_text())["properties"]["geounet:parameters"]
+    copy.write_bytes(Path(named["model"]).read_bytes())
+    assert go(scene, model=copy).skipped
+    assert go(scene, device="cpu").skipped
+
+
+def test_an_infinite_nodata_value_reaches_the_receipt(
+    go: Run, write_raster: WriteRaster
+) -> None:
+    result = go(write_raster(textured(40, 40)), nodata=float("inf"))
+    receipt = json.loads(result.receipt.read_text())
+    assert receipt["properties"]["geounet:parameters"]["nodata"] == "inf"

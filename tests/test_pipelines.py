@@ -10,8 +10,9 @@ from geounet.classes import CLASSES_TAG, ClassTable
 from geounet.errors import ConfigError
 from geounet.model import load_card, load_model
 from geounet.pipeline import run
-from geounet.planning import PIPELINES, Recipe, find_recipe
+from geounet.planning import Recipe
 from geounet.raster import read_tags
+from geounet.recipes import find_recipe, shipped_recipes
 from geounet.synthetic import SyntheticScene, draw_scene
 from geounet.training import TrainingRecipe, train_model
 from tests.conftest import WriteRaster
@@ -50,7 +51,7 @@ def test_a_recipe_says_how_to_use_it(path: Path) -> None:
 @pytest.mark.parametrize("name", FOR_SCENES)
 def test_a_recipe_is_found_by_name_and_fits_the_shipped_model(name: str) -> None:
     recipe = Recipe.load(name)
-    assert find_recipe(name).parent in PIPELINES
+    assert find_recipe(name) == shipped_recipes()[name]
     classes = load_card(recipe.model).class_names
     assert {*(recipe.classes or ()), *recipe.features} <= set(classes)
 
@@ -122,7 +123,7 @@ def test_the_training_recipe_trains(
     trained = load_model(train_model(path))
     assert trained.card.class_names == ("building", "road", "water", "vegetation")
     assert trained.card.scores.keys() == {"held-out"}
-    assert (tmp_path / "runs" / "my-model").is_dir()
+    assert (path.parent / "runs" / "my-model").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,10 @@ def test_a_file_wins_over_a_shipped_name(
 
 
 def test_the_training_recipe_is_none_for_scenes() -> None:
-    with pytest.raises(ConfigError, match=r"train\.toml: ") as error:
+    with pytest.raises(ConfigError, match=r"no recipe train \(neither") as error:
         Recipe.load("train")
     assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match="unknown key output"):
+        Recipe.load(FOLDER / "train.toml")
+    assert TrainingRecipe.load("train").output == Path.cwd() / "runs/my-model"
     assert len(TrainingRecipe.load(FOLDER / "train.toml").classes) == 4

@@ -57,7 +57,7 @@ def test_nothing_listens_beyond_this_machine(client: object) -> None:
 def test_a_scheduler_that_is_not_there_is_a_connection_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("geounet.schedule.PATIENCE", "1s")
+    monkeypatch.setattr("geounet.schedule.PATIENCE", 1.0)
     with (
         pytest.raises(ConnectionError, match=r"no Dask scheduler answers at tcp://"),
         connect(workers=1, scheduler="tcp://127.0.0.1:1"),
