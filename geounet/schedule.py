@@ -57,6 +57,8 @@ def connect(
     logging.getLogger("distributed").setLevel(logging.WARNING)
     # an error in a task is raised here: the worker need not print it too
     logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
+    # nor asyncio the time-outs of attempts to connect that are raised here as well
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     with dask.config.set(CONFIG):
         if scheduler:
             try:
