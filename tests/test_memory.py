@@ -9,14 +9,14 @@ import pytest
 import rasterio
 from affine import Affine
 
-from geounet.model import save_model
+from geounet.model import DEFAULT_MODEL, save_model
 from tests.networks import random_model, tiny_card
 
 MEASURE = """
 import resource, sys
 import geounet
-scene, out, model = sys.argv[1:]
-geounet.run(scene, out, model=model, tile_size=1024, classes=["water"])
+scene, out, model, tile_size = sys.argv[1:]
+geounet.run(scene, out, model=model, tile_size=int(tile_size) or None)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
@@ -37,26 +37,37 @@ def striped_scene(path: Path, *, side: int) -> Path:
     return path
 
 
-def peak_of_a_run(folder: Path, *, side: int) -> float:
+def peak_of(scene: Path, out: Path, model: str | Path, tile_size: int | None) -> float:
     """Run a scene in a process of its own; MiB."""
+    words = [str(scene), str(out), str(model), str(tile_size or 0)]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *words],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout)
+
+
+def peak_of_a_square(folder: Path, *, side: int) -> float:
+    """Write and run a square scene with a tiny model; MiB."""
     folder.mkdir()
     model = folder / "tiny.safetensors"
     save_model(model, random_model(depth=2).network, tiny_card(depth=2))
     scene = striped_scene(folder / "scene.tif", side=side)
-    command = [
-        sys.executable,
-        "-c",
-        MEASURE,
-        str(scene),
-        str(folder / "out"),
-        str(model),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    return peak_of(scene, folder / "out", model, 1024)
 
 
 @pytest.mark.slow
 def test_four_times_the_scene_needs_no_more_memory(tmp_path: Path) -> None:
-    small = peak_of_a_run(tmp_path / "small", side=4096)
-    large = peak_of_a_run(tmp_path / "large", side=8192)
+    small = peak_of_a_square(tmp_path / "small", side=4096)
+    large = peak_of_a_square(tmp_path / "large", side=8192)
     assert large < 1.25 * small, f"{small:.0f} MiB at 17 Mpx, {large:.0f} MiB at 67 Mpx"
+
+
+@pytest.mark.slow
+def test_a_town_of_98_megapixels_needs_less_than_2_5_gib(
+    tmp_path: Path, shared_data: Path
+) -> None:
+    scene = shared_data / "scenes" / "banepa_rgb_015m.tif"
+    assert peak_of(scene, tmp_path / "out", DEFAULT_MODEL, None) < 2560
