@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Not checked here: the functions say in one line what is wrong with a path.
 PATH = click.Path(path_type=Path)
+SHOWN = {"done": "done", "skipped": "unchanged", "failed": "FAILED"}
 
 
 class _UsageMistake(click.ClickException):
@@ -387,6 +388,8 @@ def batch(
         )
     except GeounetError as error:  # nothing was started
         raise _UsageMistake(str(error)) from error
+    for line in _table(outcomes):
+        progress.say(line)
     states = [outcome.state for outcome in outcomes]
     progress.say(
         f"{len(states)} scenes: {states.count('done')} done, {states.count('skipped')} "
@@ -394,6 +397,17 @@ def batch(
     )
     if "failed" in states:
         raise click.exceptions.Exit(1)
+
+
+def _table(outcomes: list[Outcome]) -> list[str]:
+    """Say of every scene how it ended, in columns."""
+    width = max(len(outcome.path.name) for outcome in outcomes)
+    head = f"{'scene':{width}}  {'state':9}  {'features':>8}  {'seconds':>7}"
+    return [head] + [
+        f"{outcome.path.name:{width}}  {SHOWN[outcome.state]:9}  "
+        f"{outcome.features:8}  {outcome.seconds:7.1f}"
+        for outcome in outcomes
+    ]
 
 
 @main.command()

@@ -238,6 +238,9 @@ def test_processes_do_the_same_and_the_exit_code_is_honest(
     assert result.exit_code == 1, result.output
     assert "[2/3] failed  b.tif: " in result.stderr
     assert "3 scenes: 2 done, 0 unchanged, 1 failed" in result.stderr
+    table = result.stderr.splitlines()[-5:-1]
+    assert table[0].split() == ["scene", "state", "features", "seconds"]
+    assert [line.split()[1] for line in table[1:]].count("FAILED") == 1
     for name in ("a_mask.tif", "a_water.geojson", "deep/er/a_preview.png"):
         assert (tmp_path / "cli" / name).read_bytes() == (out / name).read_bytes()
     (scenes / "b.tif").unlink()
