@@ -114,7 +114,8 @@ RUN_OPTIONS = (
     click.option(
         "--classes",
         type=_NameList(),
-        help="Classes to keep; all that the model has features for unless given.",
+        help="Classes to keep in the mask and to write; unless given, all are in the "
+        "mask, and those that the model's card says are written.",
     ),
     click.option(
         "--model", metavar="NAME|FILE", help="Model; the shipped one if not given."
