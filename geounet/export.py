@@ -618,7 +618,8 @@ def write_features(
         decimals = coordinate_decimals(pixel_size)
         frames = _to_rfc7946(frames, source, pixel_size, decimals)
         source = pyproj.CRS("OGC:CRS84")
-    stream = _Stream(frames)
+    # a feature is a line of GeoJSON, whatever the batches: none is held for the next
+    stream = _Stream(frames, regrouped=key != "geojson")
     name = layer if layer is not None else path.stem
     with _written(path, stream) as partial:
         if key == "geojson":
@@ -695,17 +696,20 @@ class _Stream:
     kept here. The schema is that of the first frame; without one, `build_features`'s.
     """
 
-    def __init__(self, frames: Iterator[gpd.GeoDataFrame]) -> None:
+    def __init__(
+        self, frames: Iterator[gpd.GeoDataFrame], *, regrouped: bool = True
+    ) -> None:
         first = list(itertools.islice(frames, 1))
         self.schema = _schema_of(first[0]) if first else _SCHEMA
         self._frames = itertools.chain(first, frames)
+        self._regroup = _regrouped if regrouped else iter
         self.rows = 0
         self.error: BaseException | None = None
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         try:
             batches = (_record_batch(f, self.schema) for f in self._frames)
-            for batch in _regrouped(batches):
+            for batch in self._regroup(batches):
                 yield batch
                 self.rows += batch.num_rows
         except BaseException as error:

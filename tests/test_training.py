@@ -584,4 +584,4 @@ def test_the_shipped_training_recipe_runs(
     assert model.card.training["steps"] == 6
     assert model.card.training["scenes"] == 6
     assert model.card.scores.keys() == {"held-out"}
-    assert (tmp_path / "runs/my-model/my-model.safetensors").is_file()
+    assert (path.parent / "runs/my-model/my-model.safetensors").is_file()
