@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from geounet.errors import OutputError
 from geounet.pipeline import Report, Result, open_labels, run
+from geounet.raster import make_folder
 from geounet.synthetic import CLASSES, draw_scene, write_scene, write_truth
 from geounet.tiling import Window
 
@@ -34,12 +34,7 @@ def run_demo(output: str | Path, *, report: Report | None = None) -> Demo:
         OutputError: the folder cannot be written.
     """
     output = Path(output).absolute()
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot make the folder {output}: {error.strerror}"
-        ) from error
+    make_folder(output)
     drawn = draw_scene(size=SIZE, ground_size=GROUND_SIZE, seed=SEED)
     scene, truth = output / SCENE, output / TRUTH
     write_scene(scene, drawn)

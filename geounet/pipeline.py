@@ -50,6 +50,7 @@ from geounet.planning import (
 from geounet.raster import (
     Scene,
     footprint,
+    make_folder,
     move_into_place,
     read_tags,
     replacing,
@@ -284,12 +285,8 @@ def prepare_output(work: Plan, *, overwrite: bool, redo: bool) -> None:
             f"{there[0]} exists and is not known to come from this input, model and "
             "parameters; replace it with --overwrite, or choose another folder"
         )
-    try:
-        work.staging.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot make the output folder {work.output}: {error.strerror}"
-        ) from error
+    make_folder(work.output)
+    make_folder(work.staging)
 
 
 def _may_replace(

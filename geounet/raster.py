@@ -682,6 +682,20 @@ def _blocks(src: DatasetReader) -> Iterator[tuple[int, tuple[int, int], Any]]:
             yield band, index, window
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder for outputs, and those above it, if it is not there.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot make the output folder {_line(path)}: {error.strerror}"
+        ) from error
+
+
 def move_into_place(moves: Sequence[tuple[Path, Path]]) -> None:
     """Rename finished files, one after the other, to their names in one folder.
 

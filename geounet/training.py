@@ -34,7 +34,7 @@ from geounet.chips import (
     place,
     targets,
 )
-from geounet.errors import ConfigError, OutputError, TrainingError
+from geounet.errors import ConfigError, TrainingError
 from geounet.model import (
     Architecture,
     BandCard,
@@ -45,7 +45,7 @@ from geounet.model import (
     load_weights,
     save_model,
 )
-from geounet.raster import replacing
+from geounet.raster import make_folder, replacing
 from geounet.recipes import checked, find_recipe, read_table
 from geounet.unet import UNet
 
@@ -342,12 +342,7 @@ class TrainingRun:
     def start(cls, recipe: TrainingRecipe, card: Card) -> TrainingRun:
         """Begin a run, or take one up from its checkpoint."""
         run = cls(recipe, card)
-        try:
-            recipe.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"cannot make the output folder {recipe.output}: {error.strerror}"
-            ) from error
+        make_folder(recipe.output)
         if (recipe.output / CHECKPOINT).exists():
             run.restore()
         return run
