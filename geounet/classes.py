@@ -147,8 +147,8 @@ def classify(
     best = np.zeros(validity.shape, dtype=np.uint8)
     for entry, score in zip(table.entries, scores, strict=True):
         wins = (score >= entry.least_score) & (score > best)
-        mask[wins] = entry.id
-        best[wins] = score[wins]
+        np.copyto(mask, entry.id, where=wins)
+        np.copyto(best, score, where=wins)
     mask[~validity] = NODATA
     best[~validity] = 0
     return mask, best

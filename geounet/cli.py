@@ -20,6 +20,7 @@ from geounet.progress import Progress
 
 if TYPE_CHECKING:
     from geounet.archive import Outcome
+    from geounet.exactness import Exactness
     from geounet.pipeline import Result
 
 # Not checked here: the functions say in one line what is wrong with a path.
@@ -167,6 +168,25 @@ RUN_OPTIONS = (
         help="Side of what the model sees, with its halo; fitted to the scene if not.",
     ),
     click.option("--batch-size", type=click.IntRange(1), metavar="N"),
+    click.option(
+        "--blend",
+        type=click.Choice(["crop", "hann", "linear"]),
+        help="What becomes of the overlap of tiles: dropped, which is exact for a "
+        "U-Net, or faded, for models of which `geounet model check` says that they "
+        "cannot be exact.",
+    ),
+    click.option(
+        "--overlap",
+        type=click.IntRange(0),
+        metavar="PX",
+        help="Pixels that tiles share, where they are faded.",
+    ),
+    click.option(
+        "--tta",
+        type=click.Choice(["none", "d4"]),
+        help="Average the scores of the eight turns and reflections of each tile; "
+        "eight times the work.",
+    ),
     click.option(
         "--workers",
         type=click.IntRange(1),
@@ -430,6 +450,72 @@ def train(progress: Progress, /, recipe: Path) -> None:
     path = train_model(recipe, report=report)
     progress.close()
     progress.say(f"model -> {path}")
+
+
+@main.group()
+def model() -> None:
+    """Look into model files.
+
+    \b
+    Examples:
+      geounet model check aerial-rgb-05m
+    """
+
+
+@model.command()
+@click.argument("name", metavar="NAME|FILE")
+@click.pass_obj
+def check(progress: Progress, /, name: str) -> None:
+    """Find out whether tiles of a model equal one pass over the whole image.
+
+    Stride and halo are derived by experiment, whatever the model says of itself, and
+    tiles are compared with the whole. Exit code 0: tiles are exact; 1: they are not.
+
+    \b
+    Examples:
+      geounet model check aerial-rgb-05m
+      geounet model check my-model.safetensors
+    """
+    from geounet.exactness import check_model
+    from geounet.model import load_model
+
+    loaded = load_model(name)
+    found = check_model(
+        loaded.network,
+        bands=len(loaded.card.bands),
+        stride=loaded.stride,
+        halo=loaded.halo,
+    )
+    for label, value in _rows(found).items():
+        click.echo(f"{label:18}{value}")
+    if not found.exact:
+        progress.say(
+            f"{name}: seams cannot be excluded; --blend hann hides them", always=True
+        )
+        raise click.exceptions.Exit(1)
+
+
+def _rows(found: Exactness) -> dict[str, str]:
+    """Say what was found of a model, and where it declares something else."""
+    field = found.field
+    rows = {
+        "stride": _pixels(field.stride, found.declared_stride),
+        "receptive radius": _pixels(field.radius),
+        "halo": _pixels(field.halo, found.declared_halo),
+        "exact": "yes" if found.exact else f"no: {'; '.join(found.problems)}",
+        "tiles - whole": "largest difference of the logits, where the largest is "
+        f"{found.largest_answer:.3g}",
+        "  in float64": f"{found.float64:.2g} with a halo of {found.measured_halo} px",
+        "  in float32": f"{found.float32:.2g}",
+    }
+    if found.narrower is not None:
+        rows["  a stride less"] = f"{found.narrower:.2g} in float64"
+    return rows
+
+
+def _pixels(derived: int | None, declared: int | None = None) -> str:
+    words = "none" if derived is None else f"{derived} px"
+    return words if declared in {None, derived} else f"{words}, declared {declared} px"
 
 
 @main.command()

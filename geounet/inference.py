@@ -6,11 +6,12 @@ for a convolutional U-Net the result equals one pass over the whole mirrored sce
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,13 +20,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from geounet.blending import Ramp, weights
 from geounet.classes import SCORE_MAX
 from geounet.errors import ConfigError, ModelError
+from geounet.levelwise import LevelwiseUNet
 from geounet.model import Model, load_model
 from geounet.raster import Scene
-from geounet.tiling import Tile
+from geounet.tiling import Tile, TileGrid, Window
+
+logger = logging.getLogger(__name__)
 
 Precision = Literal["float64", "float32", "bfloat16", "float16"]
+Blend = Literal["crop"] | Ramp
+"""Whether the halo is dropped, which is exact, or tiles fade into each other."""
+Augmentation = Literal["none", "d4"]
+LEAST_STRIP = 2**20
+"""Bytes below which a strip is not made shorter."""
 
 
 def resolve_device(device: str) -> str:
@@ -67,6 +77,8 @@ class Engine:
     device: str
     precision: Precision
     batch_size: int = 1
+    blend: Blend = "crop"
+    tta: Augmentation = "none"
     threads: int = 0
     """Threads inside one operation of the CPU; 0 leaves torch's own number. Another
     number may change the last bit of a score."""
@@ -86,6 +98,14 @@ class Predictor:
     Batch norms are folded and memory is channels-last. One forward pass runs at a
     time: it already uses every core or the whole GPU, while other threads read, write
     and trace.
+
+    Args:
+        model: the model; it is copied.
+        device: auto, cpu or cuda.
+        precision: of weights and activations; None for the best that is native.
+        batch_size: tiles per pass.
+        tta: "d4" to average the scores of the tile's eight turns and reflections.
+        whole: answer for whole tiles and not for their cores, to blend them.
     """
 
     def __init__(
@@ -95,6 +115,8 @@ class Predictor:
         device: str = "auto",
         precision: Precision | None = None,
         batch_size: int = 1,
+        tta: Augmentation = "none",
+        whole: bool = False,
     ) -> None:
         device = resolve_device(device)
         self.card = model.card
@@ -102,88 +124,147 @@ class Predictor:
         self.device = torch.device(device)
         self.dtype: torch.dtype = getattr(torch, precision or best_precision(device))
         self.batch_size = batch_size
+        self.tta, self.whole = tta, whole
         # a copy, so that the caller's model stays as it is; folded in full precision
-        network = deepcopy(model.network).double().fold()
+        network = deepcopy(model.network).double().fold().requires_grad_(False)
         self.network = network.to(self.device, self.dtype)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._levelwise = LevelwiseUNet(self.network)
         self._one_at_a_time = threading.Lock()
-        bands = self.card.bands
-        self._mean = np.array([b.mean for b in bands], dtype=np.float32)[:, None, None]
-        self._std = np.array([b.std for b in bands], dtype=np.float32)[:, None, None]
+        self._mean, self._std = (
+            torch.tensor(values, device=self.device)[:, None, None]
+            for values in zip(*((b.mean, b.std) for b in self.card.bands), strict=True)
+        )
         self._copies = torch.cuda.Stream() if self.device.type == "cuda" else None
 
-    def normalised(
-        self,
-        pixels: NDArray[np.generic],
-        validity: NDArray[np.bool_],
-        stretch: Stretch | None = None,
-    ) -> Tensor:
-        """Return pixels as the model wants them: (bands, rows, cols), z-scored.
+    def normalised(self, tiles: Tensor, stretch: Stretch | None = None) -> Tensor:
+        """Return tiles as the network wants them: (N, bands, rows, cols), z-scored.
 
         Invalid pixels take the least value of the card's range, which is what ground
         outside a scene had in training, so that no nodata value leaks into the model.
-        """
-        low, high = self.card.value_range
-        values = pixels.astype(np.float32)
-        if stretch:
-            scale = (high - low) / (stretch.high - stretch.low)
-            values = (values - stretch.low) * scale + low
-            values = values.clip(low, high)
-        values[:, ~validity] = low
-        values -= self._mean
-        values /= self._std
-        return torch.from_numpy(values).to(self.dtype)
-
-    @torch.inference_mode()
-    def logits(self, image: Tensor) -> Tensor:
-        """Run the network on normalised tiles (N, bands, h, w)."""
-        batch = image.to(self.device, self.dtype)
-        out: Tensor = self.network(batch.contiguous(memory_format=torch.channels_last))
-        return out
-
-    def scores(
-        self, image: Tensor, windows: Sequence[tuple[slice, slice]]
-    ) -> Iterator[NDArray[np.uint8]]:
-        """Score windows of one normalised image, in fixed batches, in order.
 
         Args:
-            image: (bands, rows, cols) as `normalised` gives it.
+            tiles: as `with_validity` gives them, with an axis for the batch.
+            stretch: where the pixels are not in the model's range.
+        """
+        low, high = self.card.value_range
+        values = tiles[:, :-1].float()
+        if stretch:
+            scale = (high - low) / (stretch.high - stretch.low)
+            values = values.sub_(stretch.low).mul_(scale).add_(low).clamp_(low, high)
+        void = tiles[:, -1:] == 0
+        if void.any():
+            values.masked_fill_(void, low)  # also where it is NaN
+        values.sub_(self._mean).div_(self._std)
+        return values.to(self.dtype, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def logits(
+        self, tiles: Tensor, stretch: Stretch | None = None, *, whole: bool = True
+    ) -> Tensor:
+        """Return logits of tiles: of whole ones by the plain forward pass, or of cores.
+
+        Args:
+            tiles: shape (N, bands + 1, h, w); see `with_validity`.
+            stretch: where the pixels are not in the model's range.
+            whole: whether to answer for the halos too.
+
+        Returns:
+            Shape (N, classes, rows, cols), in the predictor's precision.
+        """
+        return self._run(
+            tiles.to(self.device), stretch, whole=whole, finish=torch.clone
+        )
+
+    def scores(
+        self,
+        image: Tensor,
+        windows: Sequence[tuple[slice, slice]],
+        stretch: Stretch | None = None,
+    ) -> Iterator[Tensor]:
+        """Score windows of one image, in fixed batches, in order.
+
+        Where the GPU's memory does not hold a batch, half as many tiles are run at
+        once from then on; where it does not hold one tile, shorter strips of it.
+
+        Args:
+            image: (bands + 1, rows, cols) as `with_validity` gives it.
             windows: (row, col) slices of equal size, multiples of the model's stride.
+            stretch: where the pixels are not in the model's range.
 
         Yields:
-            uint8 (classes, h, w) for each window, 0 to 254. The last batch is padded,
-            so that every pass has the same shape.
+            For each window uint8 (classes, h, w) of its core, 0 to 254; or with
+            ``whole`` float32 of all of it, 0 to 1. The last batch is padded, so that
+            every pass has the same shape.
 
         Raises:
             ModelError: the model answers NaN or infinity.
         """
-        batches = [
-            windows[i : i + self.batch_size]
-            for i in range(0, len(windows), self.batch_size)
-        ]
-        staged = [self._stage(image, batch) for batch in batches[:1]]
-        for number, batch in enumerate(batches):
+        done = 0
+        batch = self._stage(image, windows)
+        while batch is not None:
+            size = len(batch)
             with self._one_at_a_time, torch.inference_mode():
-                self._await_copies()
-                quantised = self._quantised(self.logits(staged.pop()))
-                # the next batch is copied while the device still computes this one
-                following = batches[number + 1 : number + 2]
-                staged = [self._stage(image, next_batch) for next_batch in following]
-                answer = quantised.cpu().numpy()
-            yield from answer[: len(batch)]
+                try:
+                    self._await_copies()
+                    answer = self._answer(batch, stretch)
+                    # the next batch is copied while the device still computes this one
+                    batch = self._stage(image, windows[done + size :])
+                    answer = answer.cpu()
+                except torch.OutOfMemoryError as error:
+                    self._shrink(size, error)
+                    batch = self._stage(image, windows[done:])
+                    continue
+            yield from answer[: len(windows) - done]
+            done += size
 
-    def _quantised(self, logits: Tensor) -> Tensor:
+    def _answer(self, batch: Tensor, stretch: Stretch | None) -> Tensor:
+        if self.tta == "none" and not self.whole:
+            return self._run(batch, stretch, whole=False, finish=self._quantised)
+        turns = range(8) if self.tta == "d4" else range(1)
+        total = torch.zeros((), device=self.device)
+        for turn in turns:
+            turned = self._run(
+                _turned(batch, turn),
+                stretch,
+                whole=self.whole,
+                finish=self._probabilities,
+            )
+            total = total + _turned_back(turned, turn)
+        total /= len(turns)
+        return total if self.whole else in_steps(total)
+
+    def _run(
+        self,
+        tiles: Tensor,
+        stretch: Stretch | None,
+        *,
+        whole: bool,
+        finish: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        start = partial(self.normalised, stretch=stretch)
+        if whole:
+            return finish(self.network(start(tiles)))
+        return self._levelwise(tiles, start=start, finish=finish)
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
         if not torch.isfinite(logits).all():
             raise ModelError(
                 f"model {self.card.name} answered NaN or infinity; its weights are "
                 "damaged or the pixels are far outside its range"
             )
-        scores = torch.sigmoid(logits.float())
-        return scores.mul_(SCORE_MAX).round_().to(torch.uint8)
+        return torch.sigmoid(logits.float())
 
-    def _stage(self, image: Tensor, windows: Sequence[tuple[slice, slice]]) -> Tensor:
-        """Cut one batch and start copying it to the device from pinned memory."""
-        tiles = [image[:, rows, cols] for rows, cols in windows]
+    def _quantised(self, logits: Tensor) -> Tensor:
+        return in_steps(self._probabilities(logits))
+
+    def _stage(
+        self, image: Tensor, windows: Sequence[tuple[slice, slice]]
+    ) -> Tensor | None:
+        """Cut the next batch and start copying it to the device from pinned memory."""
+        tiles = [image[:, rows, cols] for rows, cols in windows[: self.batch_size]]
+        if not tiles:
+            return None
         tiles += [tiles[-1]] * (self.batch_size - len(tiles))
         batch = torch.stack(tiles)
         if self._copies is None:
@@ -197,11 +278,63 @@ class Predictor:
         if self._copies is not None:
             torch.cuda.current_stream().wait_stream(self._copies)
 
+    def _shrink(self, size: int, error: torch.OutOfMemoryError) -> None:
+        """Take less memory from now on.
+
+        Raises:
+            ModelError: it can hardly take less.
+        """
+        self._levelwise.release()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if size > 1:
+            self.batch_size = size // 2
+            found = f"a batch of {size} tiles; going on with {self.batch_size}"
+        elif self._levelwise.strip_bytes > LEAST_STRIP and not self.whole:
+            self._levelwise.strip_bytes //= 2
+            found = "a tile; going on with shorter strips of it"
+        else:
+            raise ModelError(
+                f"the memory of {self.device} does not hold one tile: {error}; use a "
+                "smaller --tile-size"
+            ) from error
+        logger.warning("the memory of %s does not hold %s", self.device, found)
+
+
+def with_validity(pixels: NDArray[np.generic], validity: NDArray[np.bool_]) -> Tensor:
+    """Join pixels (bands, rows, cols) and their validity (rows, cols) as one tensor.
+
+    uint8 stays uint8, so that little is copied to a GPU; the rest becomes float32.
+    """
+    dtype = pixels.dtype if pixels.dtype == np.uint8 else np.dtype(np.float32)
+    joined = np.empty((len(pixels) + 1, *validity.shape), dtype=dtype)
+    joined[:-1] = pixels
+    joined[-1] = validity
+    return torch.from_numpy(joined)
+
+
+def in_steps(probabilities: Tensor) -> Tensor:
+    """Return probabilities as uint8 scores, 0 to 254; in place."""
+    return probabilities.mul_(SCORE_MAX).round_().to(torch.uint8)
+
+
+def _turned(tiles: Tensor, turn: int) -> Tensor:
+    """Return tiles in one of the eight symmetries of the square, D4."""
+    turned = torch.rot90(tiles, turn % 4, (2, 3))
+    return turned.flip(3) if turn >= 4 else turned  # noqa: PLR2004
+
+
+def _turned_back(tiles: Tensor, turn: int) -> Tensor:
+    back = tiles.flip(3) if turn >= 4 else tiles  # noqa: PLR2004
+    return torch.rot90(back, -(turn % 4), (2, 3))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockScores:
-    """Scores of one block's core."""
+    """Scores of one block's core, and what they were made from."""
 
+    pixels: NDArray[np.generic]
+    """Shape (bands, rows, cols), as read."""
     scores: NDArray[np.uint8]
     """Shape (classes, rows, cols), 0 to 254; 0 where there is no imagery."""
     validity: NDArray[np.bool_]
@@ -214,36 +347,82 @@ def predict_block(
     predictor: Predictor,
     scene: Scene,
     block: Tile,
-    tiles: Sequence[Tile],
+    grid: TileGrid,
     *,
     bands: Sequence[int],
     stretch: Stretch | None = None,
+    blend: Blend = "crop",
 ) -> BlockScores:
-    """Score one block of a scene: one read, tiles in fixed batches, halo dropped.
+    """Score one block of a scene: one read, then its tiles in fixed batches.
+
+    With ``blend="crop"`` the halo of each tile is dropped. Otherwise tiles are averaged
+    where they overlap, and tiles of neighbouring blocks that reach into this one are
+    run here too, so that blocks stay independent of each other.
 
     Args:
-        predictor: the model.
+        predictor: the model; to blend, one that answers for whole tiles.
         scene: on its working grid.
-        block: what to read and what to keep.
-        tiles: the tiles of the block, as `TileGrid.inside` gives them.
+        block: what to keep.
+        grid: of the tiles.
         bands: scene bands in the model's order, from 1.
         stretch: mapping of pixel values, where they are not in the model's range.
+        blend: what becomes of the halo.
     """
-    pixels, validity = scene.read(block.read, bands)
     core = block.core
+    tiles = grid.inside(block) if blend == "crop" else grid.reaching(core)
+    around = Window.around([tile.read for tile in tiles])
+    pixels, validity = scene.read(around, bands)
+    kept = [tile.core if blend == "crop" else tile.read for tile in tiles]
+    busy = [
+        tile
+        for tile, window in zip(tiles, kept, strict=True)
+        if validity[window.within(around)].any()
+    ]
+    windows = [tile.read.within(around) for tile in busy]
+    answers = predictor.scores(with_validity(pixels, validity), windows, stretch)
     shape = (len(predictor.card.classes), core.height, core.width)
-    scores = np.zeros(shape, dtype=np.uint8)
-    busy = [t for t in tiles if validity[t.core.within(block.read)].any()]
-    if busy:
-        image = predictor.normalised(pixels, validity, stretch)
-        del pixels
-        windows = [tile.read.within(block.read) for tile in busy]
-        for tile, answer in zip(busy, predictor.scores(image, windows), strict=True):
-            rows, cols = tile.core.within(tile.read)
-            scores[:, *tile.core.within(core)] = answer[:, rows, cols]
-    inside = validity[core.within(block.read)]
+    pairs = zip(busy, answers, strict=True)
+    if blend == "crop":
+        scores = _side_by_side(pairs, core, shape)
+    else:
+        scores = _averaged(pairs, core, shape, grid, blend)
+    inside = validity[core.within(around)]
     scores[:, ~inside] = 0
-    return BlockScores(scores=scores, validity=inside, tiles_run=len(busy))
+    return BlockScores(
+        pixels=pixels[:, *core.within(around)],
+        scores=scores,
+        validity=inside,
+        tiles_run=len(busy),
+    )
+
+
+def _side_by_side(
+    answers: Iterable[tuple[Tile, Tensor]], core: Window, shape: tuple[int, int, int]
+) -> NDArray[np.uint8]:
+    """Put scores of cores in their places; 0 where no tile was run."""
+    scores = np.zeros(shape, dtype=np.uint8)
+    for tile, answer in answers:
+        kept = answer[:, : tile.core.height, : tile.core.width]
+        scores[:, *tile.core.within(core)] = kept.numpy()
+    return scores
+
+
+def _averaged(
+    answers: Iterable[tuple[Tile, Tensor]],
+    core: Window,
+    shape: tuple[int, int, int],
+    grid: TileGrid,
+    ramp: Ramp,
+) -> NDArray[np.uint8]:
+    """Average the probabilities of whole tiles, in row-major order, into scores."""
+    total = np.zeros(shape, dtype=np.float32)
+    for tile, answer in answers:
+        rows, cols = weights(grid, tile, ramp)
+        shared = tile.read.intersection(core)
+        into, out_of = shared.within(core), shared.within(tile.read)
+        share = np.multiply.outer(rows[out_of[0]], cols[out_of[1]])
+        total[:, *into] += answer.numpy()[:, *out_of] * share
+    return in_steps(torch.from_numpy(total)).numpy()
 
 
 _loading = threading.Lock()
@@ -274,4 +453,6 @@ def _load(engine: Engine) -> Predictor:
         device=engine.device,
         precision=engine.precision,
         batch_size=engine.batch_size,
+        tta=engine.tta,
+        whole=engine.blend != "crop",
     )

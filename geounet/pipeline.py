@@ -8,6 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -184,31 +185,10 @@ def _staged(work: Plan, *, client: Client, clock: Clock) -> Result:
     parts = Parts(folder=work.staging, blocks=work.blocks)
     files = {role: work.staging / path.name for role, path in work.outputs.items()}
     counts = infer(work, parts, client=client, clock=clock)
-    with clock.stage("stitch"):
-        stitch(work, parts, files)
-    with clock.stage("trace"):
-        traced = trace_mask(
-            parts,
-            classes=[entry.id for entry in work.featured.entries],
-            folder=work.staging,
-            run=partial(_run, client),
-        )
-    with clock.stage("export"):
-        features = {
-            entry.name: write_class(
-                files[entry.name],
-                traced,
-                entry,
-                scene=work.scene,
-                rule=rule_of(work.recipe, entry.name),
-                scored=True,
-                model=work.card.name,
-                format=work.recipe.format,
-            )
-            for entry in work.featured.entries
-        }
-    with clock.stage("preview"):
-        write_preview(files["preview"], work.scene, parts, work.shown, bands=work.bands)
+    with ThreadPoolExecutor(max_workers=1) as aside:
+        rasters = aside.submit(write_rasters, work, parts, files, clock)
+        features = vectorize(work, parts, files, client=client, clock=clock)
+        rasters.result()
     described = describe_run(
         work, files, counts=counts, features=features, seconds=clock.seconds
     )
@@ -226,6 +206,43 @@ def _staged(work: Plan, *, client: Client, clock: Clock) -> Result:
         features=features,
         seconds=clock.seconds,
     )
+
+
+def write_rasters(
+    work: Plan, parts: Parts, files: Mapping[str, Path], clock: Clock
+) -> None:
+    """Write all that is not vectors; beside them, since both wait for one core."""
+    with clock.aside("stitch"):
+        stitch(work, parts, files)
+    with clock.aside("preview"):
+        write_preview(files["preview"], parts, work.shown, dtype=work.scene.dtype)
+
+
+def vectorize(
+    work: Plan, parts: Parts, files: Mapping[str, Path], *, client: Client, clock: Clock
+) -> dict[str, int]:
+    """Trace the mask and write the features of each class; returns how many."""
+    with clock.stage("trace"):
+        traced = trace_mask(
+            parts,
+            classes=[entry.id for entry in work.featured.entries],
+            folder=work.staging,
+            run=partial(_run, client),
+        )
+    with clock.stage("export"):
+        return {
+            entry.name: write_class(
+                files[entry.name],
+                traced,
+                entry,
+                scene=work.scene,
+                rule=rule_of(work.recipe, entry.name),
+                scored=True,
+                model=work.card.name,
+                format=work.recipe.format,
+            )
+            for entry in work.featured.entries
+        }
 
 
 def remove_stale(work: Plan) -> None:
@@ -256,12 +273,18 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the body."""
-        started = time.perf_counter()
+        """Time the body, and tell of it."""
         self.tell(name, 0, 1)
+        with self.aside(name):
+            yield
+        self.tell(name, 1, 1)
+
+    @contextmanager
+    def aside(self, name: str) -> Iterator[None]:
+        """Time the body, which runs beside a stage that is told of."""
+        started = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - started, 3)
-        self.tell(name, 1, 1)
 
 
 def prepare_output(work: Plan, *, overwrite: bool, redo: bool) -> None:
@@ -321,23 +344,27 @@ class InferBlock:
 
     def __call__(self, block: Tile) -> BlockReport:
         """Score a block and stage its parts."""
+        predictor = predictor_for(self.engine)
         found = predict_block(
-            predictor_for(self.engine),
+            predictor,
             self.scene,
             block,
-            self.grid.inside(block),
+            self.grid,
             bands=self.bands,
             stretch=self.stretch,
+            blend=self.engine.blend,
         )
         mask, best = classify(found.scores, found.validity, self.table)
         self.parts.save("mask", block, mask)
         self.parts.save("best", block, best)
         if self.keep_scores:
             self.parts.save("scores", block, found.scores)
+        self.parts.save_picture(block, found.pixels, found.validity)
         return BlockReport(
             pixels=block.core.width * block.core.height,
             tiles_run=found.tiles_run,
             counts=mask_counts(mask),
+            batch_size=predictor.batch_size,
         )
 
 
@@ -349,6 +376,8 @@ class BlockReport:
     tiles_run: int
     counts: NDArray[np.int64]
     """Shape (256,): pixels of the mask by value."""
+    batch_size: int
+    """Tiles run at once; fewer than were asked for if memory did not hold them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,6 +386,8 @@ class Counts:
 
     tiles_run: int
     by_value: NDArray[np.int64]
+    batch_size: int
+    """The least that any block was run with."""
 
 
 def infer(work: Plan, parts: Parts, *, client: Client, clock: Clock) -> Counts:
@@ -374,13 +405,15 @@ def infer(work: Plan, parts: Parts, *, client: Client, clock: Clock) -> Counts:
     )
     total = work.scene.height * work.scene.width
     done, tiles_run, by_value = 0, 0, np.zeros(256, dtype=np.int64)
+    batch_size = work.engine.batch_size
     with clock.stage("infer"):
         for report in run_tasks(task, work.blocks, client=client):
             done += report.pixels
             tiles_run += report.tiles_run
             by_value += report.counts
+            batch_size = min(batch_size, report.batch_size)
             clock.tell("infer", done, total)
-    return Counts(tiles_run=tiles_run, by_value=by_value)
+    return Counts(tiles_run=tiles_run, by_value=by_value, batch_size=batch_size)
 
 
 def stitch(work: Plan, parts: Parts, files: Mapping[str, Path]) -> None:
@@ -602,10 +635,11 @@ def describe_run(
                 "height": work.scene.height,
                 "width": work.scene.width,
                 "ground_size": work.scene.ground_size,
-                "tile_size": work.grid.tile_size,
+                "tile_size": work.grid.tile_shape,
                 "halo": work.grid.halo,
                 "tiles": len(work.grid),
                 "tiles_run": counts.tiles_run,
+                "batch_size": counts.batch_size,
                 "device": work.engine.device,
                 "precision": work.engine.precision,
             },

@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
+from geounet.blending import check_overlap
 from geounet.classes import ClassEntry, ClassTable
-from geounet.errors import CRSError, ModelError
+from geounet.errors import ConfigError, CRSError, ModelError
 from geounet.export import FORMATS, format_of
 from geounet.inference import Engine, best_precision, resolve_device
 from geounet.model import (
@@ -33,10 +34,12 @@ from geounet.raster import Scene
 from geounet.recipes import checked, find_recipe, read_table
 from geounet.tiling import TileGrid
 
-NUMERICS_EPOCH = 1
+NUMERICS_EPOCH = 2
 """Raised when the same input and parameters give other results than before."""
-LARGEST_CORE = 2048
-"""Side of the largest tile core by default: about 1.2 GB with the shipped model."""
+LARGEST_CORE = 3072
+"""Side of the largest tile core by default: about 1.4 GB with the shipped model."""
+BLENDED_TILE = 1024
+"""Side of a tile that is blended, by default: its activations are held whole."""
 LARGEST_TILE = 16384
 """Side of the largest tile that may be asked for."""
 
@@ -79,6 +82,10 @@ class Recipe(_Table):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     tile_size: int | None = Field(None, ge=1, le=LARGEST_TILE)
+    blend: Literal["crop", "hann", "linear"] = "crop"
+    overlap: int | None = Field(None, ge=0, le=LARGEST_TILE)
+    """Pixels that blended tiles share with the next; even."""
+    tta: Literal["none", "d4"] = "none"
     batch_size: int = Field(1, ge=1)
     workers: int | None = Field(None, ge=1)
     scheduler: str | None = None
@@ -225,11 +232,12 @@ class Plan:
         pixels = f"{scene.source_width} x {scene.source_height} px"
         if scene.resampled:
             pixels += f", read as {scene.width} x {scene.height}"
+        tall, wide = grid.tile_shape
         lines = [
             f"{scene.path.name}: {pixels} at {scene.ground_size or 0:.2f} m",
             f"  model     {self.card.name} on {self.engine.device}, "
             f"{self.engine.precision}",
-            f"  tiles     {len(grid)} of {grid.tile_size} px (halo {grid.halo}) in "
+            f"  tiles     {len(grid)} of {tall} x {wide} px (halo {grid.halo}) in "
             f"{len(self.blocks)} blocks",
             f"  staging   about {self._staged_bytes() / 1e6:.0f} MB",
             *(f"  {role:<10}{path}" for role, path in self.outputs.items()),
@@ -272,13 +280,13 @@ def plan(
     working = fit_ground_size(opened, card, allow=recipe.allow_gsd)
     engine = make_engine(model, recipe)
     network = card.network()
-    grid = lay_grid(working, network.stride, network.halo, recipe.tile_size)
-    blocks = grid.blocks(max(1, -(-LARGEST_CORE // grid.core_size)))
+    grid = lay_grid(working, recipe, stride=network.stride, halo=network.halo)
+    blocks = grid.blocks(max(1, LARGEST_CORE // max(grid.core_shape)))
     made_from = {
         "input": input_identity(opened.path),
         "model": engine.sha256,
         "parameters": recipe.deciding(),
-        "tile_size": grid.tile_size,
+        "tile_size": grid.tile_shape,
         "precision": engine.precision,
         "device": engine.device,
         "epoch": NUMERICS_EPOCH,
@@ -365,6 +373,8 @@ def make_engine(model: Path, recipe: Recipe) -> Engine:
         device=device,
         precision=best_precision(device) if chosen == "auto" else chosen,
         batch_size=recipe.batch_size,
+        blend=recipe.blend,
+        tta=recipe.tta,
         threads=available_cores(),
     )
 
@@ -376,23 +386,39 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def lay_grid(scene: Scene, stride: int, halo: int, tile_size: int | None) -> TileGrid:
-    """Return the tile grid of a scene, fitted to it unless a tile size is given."""
-    if tile_size is None:
-        return TileGrid.fitted(
-            height=scene.height,
-            width=scene.width,
-            halo=halo,
-            stride=stride,
-            largest_core=LARGEST_CORE,
+def lay_grid(scene: Scene, recipe: Recipe, *, stride: int, halo: int) -> TileGrid:
+    """Return the tile grid of a scene, fitted to it unless a tile size is given.
+
+    Raises:
+        ConfigError: an overlap that is odd, or given without blending.
+        TilingError: the tile size does not fit the model.
+    """
+    raster = {"height": scene.height, "width": scene.width, "stride": stride}
+    if recipe.blend != "crop":
+        return blended_grid(recipe, raster, halo)
+    if recipe.overlap is not None:
+        raise ConfigError(
+            "overlap is for blended tiles; with --blend crop the model says how far "
+            f"tiles overlap, here {2 * halo} px"
         )
-    return TileGrid(
-        height=scene.height,
-        width=scene.width,
-        tile_size=tile_size,
-        halo=halo,
-        stride=stride,
-    )
+    if recipe.tile_size is None:
+        return TileGrid.fitted(**raster, halo=halo, largest_core=LARGEST_CORE)
+    return TileGrid(**raster, tile_size=recipe.tile_size, halo=halo)
+
+
+def blended_grid(recipe: Recipe, raster: dict[str, int], halo: int) -> TileGrid:
+    """Return the grid of tiles that fade into each other."""
+    overlap = 2 * halo if recipe.overlap is None else recipe.overlap
+    if overlap % (2 * raster["stride"]):
+        step = 2 * raster["stride"]
+        raise ConfigError(
+            f"overlap must be a multiple of {step} px, two strides of the model; got "
+            f"{overlap}; use {-(-overlap // step) * step}"
+        )
+    tile_size = recipe.tile_size or max(BLENDED_TILE, 2 * overlap)
+    grid = TileGrid(**raster, tile_size=tile_size, halo=overlap // 2)
+    check_overlap(grid)
+    return grid
 
 
 def input_identity(path: Path) -> dict[str, Any]:

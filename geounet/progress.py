@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10.0
 """Least time between two plain lines of one stage."""
+UNITS = {"infer": "px"}
+"""What a stage counts."""
 
 
 class Progress:
@@ -20,6 +22,7 @@ class Progress:
         self._quiet = quiet
         self._bar: tqdm[Any] | None = None
         self._stage = ""
+        self._began = (0.0, 0)
         self._spoke = 0.0
 
     def say(self, text: str, *, always: bool = False) -> None:
@@ -51,7 +54,12 @@ class Progress:
         if self._bar is None or word != self._stage:
             self.close()
             self._bar = tqdm(
-                desc=stage, total=total, unit_scale=True, leave=False, file=sys.stderr
+                desc=stage,
+                total=total,
+                unit=UNITS.get(word, "it"),
+                unit_scale=True,
+                leave=False,
+                file=sys.stderr,
             )
             self._stage = word
         self._bar.set_description(stage, refresh=False)
@@ -64,5 +72,24 @@ class Progress:
             return
         if word == self._stage and done == total == 1:
             return  # a stage that only begins and ends is announced once
+        if word != self._stage:
+            self._began = (now, done)
         self._stage, self._spoke = word, now
-        self.say(f"{stage}: {100 * done / max(total, 1):.0f} %" if total > 1 else stage)
+        self.say(self._said(stage, done, total, now))
+
+    def _said(self, stage: str, done: int, total: int, now: float) -> str:
+        """Say how far a stage is, how fast it goes, and how long it will take."""
+        if total <= 1:
+            return stage
+        from tqdm import tqdm
+
+        text = f"{stage}: {100 * done / total:.0f} %"
+        seconds, since = now - self._began[0], done - self._began[1]
+        if not since or not seconds or done == total:
+            return text
+        unit = UNITS.get(self._stage, "")
+        of, so_far, rate = (
+            tqdm.format_sizeof(number) for number in (total, done, since / seconds)
+        )
+        left = tqdm.format_interval(seconds * (total - done) / since)
+        return f"{text}, {so_far} of {of}{unit}, {rate}{unit}/s, {left} left"

@@ -10,48 +10,44 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from geounet.classes import NODATA, ClassTable
-from geounet.raster import Scene, read_overview, replacing
+from geounet.raster import replacing
 from geounet.stitching import Parts
 
-PREVIEW_SIZE = 1200
-"""Longer side of each half of a preview, in pixels."""
 OPACITY = 0.65
 RGB = 3
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 
 
-def write_preview(
-    path: Path, scene: Scene, parts: Parts, shown: ClassTable, *, bands: Sequence[int]
-) -> None:
+def write_preview(path: Path, parts: Parts, shown: ClassTable, *, dtype: str) -> None:
     """Write a PNG with the scene on the left and the mask over it on the right.
 
     Args:
         path: where the picture goes.
-        scene: the imagery.
-        parts: the staged mask of it.
+        parts: the staged mask of a scene, and small pictures of it.
         shown: classes to colour, and the legend.
-        bands: the model's bands of the scene; the first three, or one, are shown.
+        dtype: of the scene's file.
     """
-    visible = bands[:RGB] if len(bands) >= RGB else bands[:1]
-    pixels, validity = read_overview(scene, max_size=PREVIEW_SIZE, bands=visible)
-    height, width = validity.shape
-    mask = parts.decimated("mask", height=height, width=width)
-    picture = as_picture(pixels, validity & (mask != NODATA))
+    pixels, validity, mask = parts.picture()
+    validity &= mask != NODATA
+    picture = as_picture(pixels, validity, stretched=dtype != "uint8")
     halves = [picture, overlay(picture, mask, shown)]
     with replacing(path) as partial:
         _compose(halves, shown).save(partial, format="PNG")
 
 
 def as_picture(
-    pixels: NDArray[np.generic], validity: NDArray[np.bool_]
+    pixels: NDArray[np.generic], validity: NDArray[np.bool_], *, stretched: bool
 ) -> NDArray[np.uint8]:
     """Return (rows, cols, 3) uint8, white where there is no imagery.
 
-    8-bit imagery is shown as it is, anything else stretched between the 2nd and 98th
-    percentile of its valid pixels.
+    Args:
+        pixels: shape (bands, rows, cols), one band or three.
+        validity: shape (rows, cols).
+        stretched: whether to stretch between the 2nd and 98th percentile of the valid
+            pixels; 8-bit imagery is shown as it is.
     """
     values = pixels.astype(np.float32)
-    if pixels.dtype != np.uint8 and validity.any():
+    if stretched and validity.any():
         low, high = np.percentile(values[:, validity], (2, 98))
         values = (values - low) * (255 / max(high - low, 1e-6))
     values[:, ~validity] = 255

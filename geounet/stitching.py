@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,15 +30,22 @@ from geounet.errors import OutputError
 from geounet.raster import COG_BLOCK, Scene, write_cog
 from geounet.tiling import Tile, TileGrid, Window
 
-Kind = Literal["mask", "best", "scores"]
-"""Class ids; the score of the class that won; the scores of every class."""
+Kind = Literal["mask", "best", "scores", "picture"]
+"""Class ids; the score of the class that won; the scores of every class; the scene,
+small."""
+PICTURE_SIZE = 1200
+"""Longer side of the small picture of a scene, in pixels."""
+MOSTLY = 0.5
+"""Share of a small pixel that has to be imagery for it to count as such."""
+_RGB = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """The staged results of a scene's blocks, seen as one raster.
 
-    ``mask`` and ``best`` are (rows, cols), ``scores`` (classes, rows, cols), all uint8.
+    ``mask`` and ``best`` are (rows, cols), ``scores`` (classes, rows, cols), all uint8;
+    ``picture`` is float32, see `save_picture`.
     """
 
     folder: Path
@@ -58,7 +65,7 @@ class Parts:
         """Where a block's part of a kind is, or will be."""
         return self.folder / f"{kind}-{block.row:05d}-{block.col:05d}.npy"
 
-    def save(self, kind: Kind, block: Tile, values: NDArray[np.uint8]) -> None:
+    def save(self, kind: Kind, block: Tile, values: NDArray[Any]) -> None:
         """Write one part, whole or not at all; doing it twice does no harm.
 
         Raises:
@@ -76,48 +83,75 @@ class Parts:
                 "of the output folder"
             ) from error
 
-    def _open(self, kind: Kind, block: Tile) -> NDArray[np.uint8]:
-        part: NDArray[np.uint8] = np.load(self.path(kind, block), mmap_mode="r")
+    def save_picture(
+        self, block: Tile, pixels: NDArray[Any], validity: NDArray[np.bool_]
+    ) -> None:
+        """Save what a block's core adds to a small picture of the scene.
+
+        float32, shape (bands + 1, rows, cols): the means of the imagery under each
+        small pixel whose centre lies in the core, and which part of it is imagery.
+
+        Args:
+            block: the block.
+            pixels: its core, of shape (bands, rows, cols); three bands are kept, or
+                one.
+            validity: shape (rows, cols).
+        """
+        kept = pixels[:_RGB] if len(pixels) >= _RGB else pixels[:1]
+        kept = np.where(validity, kept, 0)
+        cells = [
+            _cells(_centres(side, small), *span)
+            for side, small, span in zip(
+                (self.height, self.width),
+                self.picture_shape,
+                block.core.ranges,
+                strict=True,
+            )
+        ]
+        sums = _summed(kept, *cells)
+        seen = _summed(validity[None], *cells)
+        area = np.multiply.outer(*(np.diff(edges) for edges in cells))
+        means = sums / np.maximum(seen, 1)
+        self.save(
+            "picture", block, np.concatenate([means, seen / area]).astype(np.float32)
+        )
+
+    @property
+    def picture_shape(self) -> tuple[int, int]:
+        """Rows and columns of the small picture."""
+        share = min(1, PICTURE_SIZE / max(self.height, self.width))
+        return max(1, round(self.height * share)), max(1, round(self.width * share))
+
+    def picture(self) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[Any]]:
+        """Return the scene, small: pixels (bands, rows, cols), validity, and mask."""
+        height, width = self.picture_shape
+        rows, cols = _centres(self.height, height), _centres(self.width, width)
+        mask = np.full((height, width), NODATA, dtype=np.uint8)
+        bands = len(self._open("picture", self.blocks[0]))
+        scene = np.zeros((bands, height, width), dtype=np.float32)
+        for block in self.blocks:
+            (top, bottom), (left, right) = block.core.ranges
+            here = slice(*np.searchsorted(rows, (top, bottom)))
+            there = slice(*np.searchsorted(cols, (left, right)))
+            scene[:, here, there] = self._open("picture", block)
+            inner = np.ix_(rows[here] - top, cols[there] - left)
+            mask[here, there] = self._open("mask", block)[inner]
+        return scene[:-1], scene[-1] >= MOSTLY, mask
+
+    def _open(self, kind: Kind, block: Tile) -> NDArray[Any]:
+        part: NDArray[Any] = np.load(self.path(kind, block), mmap_mode="r")
         return part
 
     def values(self, kind: Kind, window: Window) -> NDArray[np.uint8]:
         """Return (..., rows, cols) of a window, 255 outside the raster."""
-        core = self.blocks.core_size
-        rows, cols = window.ranges
-        block_rows = range(
-            max(rows[0], 0) // core, -(-min(rows[1], self.height) // core)
-        )
-        block_cols = range(
-            max(cols[0], 0) // core, -(-min(cols[1], self.width) // core)
-        )
-        found = [
-            self.blocks[row * self.blocks.shape[1] + col]
-            for row in block_rows
-            for col in block_cols
-        ]
+        inside = Window(row_off=0, col_off=0, height=self.height, width=self.width)
+        found = self.blocks.touching(window.intersection(inside))
         bands = self._open(kind, found[0]).shape[:-2]
         out = np.full((*bands, window.height, window.width), NODATA, dtype=np.uint8)
         for block in found:
             shared = block.core.intersection(window)
             into = (..., *shared.within(window))
             out[into] = self._open(kind, block)[(..., *shared.within(block.core))]
-        return out
-
-    def decimated(self, kind: Kind, *, height: int, width: int) -> NDArray[np.uint8]:
-        """Return a one-band kind as (height, width), nearest pixels, for a picture."""
-        rows = (2 * np.arange(height) + 1) * self.height // (2 * height)
-        cols = (2 * np.arange(width) + 1) * self.width // (2 * width)
-        out = np.full((height, width), NODATA, dtype=np.uint8)
-        for block in self.blocks:
-            (top, bottom), (left, right) = block.core.ranges
-            here = np.ix_(
-                (rows >= top) & (rows < bottom), (cols >= left) & (cols < right)
-            )
-            inner = np.ix_(
-                rows[(rows >= top) & (rows < bottom)] - top,
-                cols[(cols >= left) & (cols < right)] - left,
-            )
-            out[here] = self._open(kind, block)[inner]
         return out
 
     def read(self, window: Window) -> LabelWindow:
@@ -164,6 +198,30 @@ class Parts:
             stripe = self.values(kind, window)
             stripe = stripe.reshape(-1, *stripe.shape[-2:])
             yield stripe[:, nearest - nearest[0]][:, :, cols]
+
+
+def _centres(size: int, small: int) -> NDArray[np.int64]:
+    """Return which of ``size`` pixels holds the centre of each of ``small`` ones."""
+    return (2 * np.arange(small) + 1) * size // (2 * small)
+
+
+def _cells(centres: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
+    """Cut a core into one piece around each centre in it; return the pieces' edges."""
+    inside = centres[(centres >= start) & (centres < stop)]
+    between = (inside[1:] + inside[:-1] + 1) // 2
+    edges = [start, *between, stop] if len(inside) else []
+    return np.array(edges, dtype=np.int64) - start
+
+
+def _summed(
+    pixels: NDArray[Any], rows: NDArray[np.int64], cols: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Sum pixels (bands, rows, cols) between edges."""
+    if not len(rows) or not len(cols):
+        shape = (len(pixels), max(len(rows) - 1, 0), max(len(cols) - 1, 0))
+        return np.zeros(shape)
+    by_row = np.add.reduceat(pixels, rows[:-1], axis=1, dtype=np.float32)
+    return np.add.reduceat(by_row, cols[:-1], axis=2, dtype=np.float64)
 
 
 def write_mask(

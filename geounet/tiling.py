@@ -61,10 +61,22 @@ class Window:
             col_off=left, row_off=top, width=right - left, height=bottom - top
         )
 
+    @classmethod
+    def around(cls, windows: Sequence[Window]) -> Self:
+        """Return the smallest window that holds all of some windows."""
+        rows, cols = zip(*(window.ranges for window in windows), strict=True)
+        top, left = min(start for start, _ in rows), min(start for start, _ in cols)
+        return cls(
+            col_off=left,
+            row_off=top,
+            width=max(stop for _, stop in cols) - left,
+            height=max(stop for _, stop in rows) - top,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
-    """One square the model sees (``read``) and the part of it we keep (``core``)."""
+    """One rectangle the model sees (``read``) and the part of it we keep (``core``)."""
 
     row: int
     col: int
@@ -89,8 +101,8 @@ class TileGrid(Sequence[Tile]):
     """Rows of the raster."""
     width: int
     """Columns of the raster."""
-    tile_size: int
-    """Side of the square the model sees, halo included, in pixels."""
+    tile_size: int | tuple[int, int]
+    """Side of the square the model sees, halo included, in pixels; or (rows, cols)."""
     halo: int
     """Pixels dropped on each side."""
     stride: int = 1
@@ -108,54 +120,63 @@ class TileGrid(Sequence[Tile]):
                 f"halo must be a multiple of the model's stride {self.stride}, "
                 f"got {self.halo}; use {self._least_halo}"
             )
-        if self.tile_size % self.stride or self.core_size < self.stride:
-            raise TilingError(
-                f"tile_size must be a multiple of the model's stride {self.stride} "
-                f"and at least {self._least_tile_size} (two halos of {self.halo} and "
-                f"one stride), got {self.tile_size}; use {self._nearest_tile_size}"
-            )
+        for side, core in zip(self.tile_shape, self.core_shape, strict=True):
+            if side % self.stride or core < self.stride:
+                raise TilingError(
+                    f"tile_size must be a multiple of the model's stride {self.stride} "
+                    f"and at least {self._least_side} (two halos of {self.halo} and "
+                    f"one stride), got {side}; use {self._nearest(side)}"
+                )
 
     @classmethod
     def fitted(
         cls, *, height: int, width: int, halo: int, stride: int, largest_core: int
     ) -> Self:
-        """Return the grid that covers a raster with the fewest pixels read.
+        """Return the grid of the fewest tiles, and those as small as will do.
 
-        Large cores waste least on halos, but a core that overhangs a small raster, or
-        a narrow one, is wasted too. The choice depends on nothing but the arguments,
-        so a raster is always cut in the same way.
+        Large cores waste least on halos, but a core that overhangs the raster is
+        wasted too: each side is cut evenly. The choice depends on nothing but the
+        arguments, so a raster is always cut in the same way.
 
         Args:
             height: rows of the raster.
             width: columns of the raster.
             halo: pixels dropped on each side.
             stride: of the model.
-            largest_core: side of the largest core that memory allows.
+            largest_core: longest side of a core that memory allows.
         """
-        largest = max(stride, largest_core // stride * stride)
 
-        def pixels_read(core: int) -> int:
-            tiles = -(-height // core) * -(-width // core)
-            return tiles * (core + 2 * halo) ** 2
+        def side(pixels: int) -> int:
+            parts = -(-pixels // max(stride, largest_core // stride * stride))
+            core = -(-pixels // parts)
+            return -(-core // stride) * stride + 2 * halo
 
-        core = min(range(largest, 0, -stride), key=pixels_read)
         return cls(
             height=height,
             width=width,
-            tile_size=core + 2 * halo,
+            tile_size=(side(height), side(width)),
             halo=halo,
             stride=stride,
         )
 
     @property
-    def core_size(self) -> int:
-        """Pixels from one tile to the next; the side of a full core."""
-        return self.tile_size - 2 * self.halo
+    def tile_shape(self) -> tuple[int, int]:
+        """Rows and columns that the model sees, halo included."""
+        if isinstance(self.tile_size, int):
+            return self.tile_size, self.tile_size
+        return self.tile_size
+
+    @property
+    def core_shape(self) -> tuple[int, int]:
+        """Rows and columns from one tile to the next; the shape of a full core."""
+        rows, cols = self.tile_shape
+        return rows - 2 * self.halo, cols - 2 * self.halo
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of tiles."""
-        return -(-self.height // self.core_size), -(-self.width // self.core_size)
+        rows, cols = self.core_shape
+        return -(-self.height // rows), -(-self.width // cols)
 
     def blocks(self, n: int) -> TileGrid:
         """Return the grid of ``n x n`` blocks of these tiles: one block per task.
@@ -165,15 +186,36 @@ class TileGrid(Sequence[Tile]):
         """
         if n < 1:
             raise TilingError(f"a block needs at least one tile a side, got {n}")
-        return replace(self, tile_size=n * self.core_size + 2 * self.halo)
+        rows, cols = (n * core + 2 * self.halo for core in self.core_shape)
+        return replace(self, tile_size=(rows, cols))
 
     def inside(self, block: Tile) -> list[Tile]:
         """Return the tiles of this grid that make up a block of ``blocks``."""
+        return self.touching(block.core)
+
+    def touching(self, window: Window) -> list[Tile]:
+        """Return the tiles whose cores share a pixel with a window inside the raster.
+
+        In row-major order.
+        """
         rows, cols = (
-            range(start // self.core_size, -(-stop // self.core_size))
-            for start, stop in block.core.ranges
+            range(start // core, -(-stop // core))
+            for (start, stop), core in zip(window.ranges, self.core_shape, strict=True)
         )
         return [self[row * self.shape[1] + col] for row in rows for col in cols]
+
+    def reaching(self, core: Window) -> list[Tile]:
+        """Return the tiles that see a pixel of a window inside the raster.
+
+        In row-major order.
+        """
+        (top, bottom), (left, right) = core.ranges
+        top, left = max(top - self.halo, 0), max(left - self.halo, 0)
+        bottom = min(bottom + self.halo, self.height)
+        right = min(right + self.halo, self.width)
+        return self.touching(
+            Window(col_off=left, row_off=top, width=right - left, height=bottom - top)
+        )
 
     def __len__(self) -> int:
         rows, cols = self.shape
@@ -187,21 +229,22 @@ class TileGrid(Sequence[Tile]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         row, col = divmod(range(len(self))[index], self.shape[1])
-        top, left = row * self.core_size, col * self.core_size
+        rows, cols = self.core_shape
+        top, left = row * rows, col * cols
         return Tile(
             row=row,
             col=col,
             read=Window(
                 col_off=left - self.halo,
                 row_off=top - self.halo,
-                width=self.tile_size,
-                height=self.tile_size,
+                width=cols + 2 * self.halo,
+                height=rows + 2 * self.halo,
             ),
             core=Window(
                 col_off=left,
                 row_off=top,
-                width=min(self.core_size, self.width - left),
-                height=min(self.core_size, self.height - top),
+                width=min(cols, self.width - left),
+                height=min(rows, self.height - top),
             ),
         )
 
@@ -211,10 +254,9 @@ class TileGrid(Sequence[Tile]):
         return -(-max(self.halo, 0) // self.stride) * self.stride
 
     @property
-    def _least_tile_size(self) -> int:
+    def _least_side(self) -> int:
         return 2 * self.halo + self.stride
 
-    @property
-    def _nearest_tile_size(self) -> int:
-        nearest = (self.tile_size + self.stride // 2) // self.stride * self.stride
-        return max(nearest, self._least_tile_size)
+    def _nearest(self, side: int) -> int:
+        nearest = (side + self.stride // 2) // self.stride * self.stride
+        return max(nearest, self._least_side)

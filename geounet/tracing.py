@@ -110,8 +110,8 @@ class TracedMask:
         crossing = self.crossing.select(self.crossing.value == value)
         row_of = crossing.origin // self.grid.width
         for block_row in range(self.grid.shape[0]):
-            first = block_row * self.grid.core_size
-            here = (row_of >= first) & (row_of < first + self.grid.core_size)
+            first = block_row * self.grid.core_shape[0]
+            here = (row_of >= first) & (row_of < first + self.grid.core_shape[0])
             parts = [crossing.select(here)]
             for block_col in range(self.grid.shape[1]):
                 block = self.grid[block_row * self.grid.shape[1] + block_col]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from geounet.inference import Predictor
+from geounet.inference import Predictor, with_validity
 from geounet.model import Architecture, BandCard, Card, ClassCard, Model
 from geounet.raster import Scene
 from geounet.tiling import Window
@@ -65,8 +65,8 @@ def predict_whole(
         height=-(-scene.height // stride) * stride + 2 * halo,
         width=-(-scene.width // stride) * stride + 2 * halo,
     )
-    pixels, validity = scene.read(window, bands)
-    logits = predictor.logits(predictor.normalised(pixels, validity)[None])[0]
+    image = with_validity(*scene.read(window, bands))
+    logits = predictor.logits(image[None])[0]
     inner = Window(row_off=0, col_off=0, height=scene.height, width=scene.width)
     rows, cols = inner.within(window)
     return np.asarray(logits[:, rows, cols].double().cpu().numpy())

@@ -18,8 +18,17 @@ MODULES = sorted(PACKAGE.glob("*.py"))
 LAYERS = [
     {"errors"},
     {"tiling", "unet", "progress", "recipes"},
-    {"raster", "model", "classes", "vectorize", "schedule", "synthetic"},
-    {"chips", "inference", "stitching", "tracing", "export"},
+    {
+        "raster",
+        "model",
+        "classes",
+        "vectorize",
+        "schedule",
+        "synthetic",
+        "levelwise",
+        "blending",
+    },
+    {"chips", "inference", "stitching", "tracing", "export", "exactness"},
     {"training", "report", "planning"},
     {"pipeline"},
     {"archive", "demo", "doctor"},
@@ -41,7 +50,7 @@ DOORS = {
     "pyproj": {"raster", "export"},
     "rasterio": {"raster", "chips", "synthetic"},
     "safetensors": {"model", "training"},
-    "torch": {"unet", "model", "inference", "training", "chips", "doctor"},
+    "torch": {"unet", "model", "inference", "training", "chips", "doctor", "exactness"},
     "tqdm": {"progress"},
 }
 # Each costs a tenth of a second or more to import: `geounet --help` needs none of them.

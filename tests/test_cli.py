@@ -17,6 +17,7 @@ from geounet import __version__
 from geounet.archive import run_archive
 from geounet.cli import main
 from geounet.pipeline import export_features, run
+from geounet.unet import UNet
 from tests.conftest import WriteRaster
 from tests.scenes import save_tiny, textured
 
@@ -181,7 +182,9 @@ def test_the_group_explains_itself_and_says_its_version(invoke: Invoke) -> None:
     assert __version__ in invoke("--version").stdout
 
 
-@pytest.mark.parametrize("words", ["--help", "run --help", "--version"])
+@pytest.mark.parametrize(
+    "words", ["--help", "run --help", "model check --help", "--version"]
+)
 def test_help_does_not_wait_for_heavy_libraries(words: str) -> None:
     code = (
         "import sys, atexit; from geounet.cli import main;"
@@ -239,6 +242,40 @@ def test_doctor_says_versions_devices_and_limits(invoke: Invoke) -> None:
     assert said["geounet"] == __version__
     assert said["torch"] == torch.__version__
     assert {"python", "gdal", "device", "precision", "memory", "limits"} <= said.keys()
+
+
+def test_a_model_check_says_what_was_derived_and_measured(
+    invoke: Invoke, model: Path
+) -> None:
+    result = invoke("model", "check", model)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    said = {line[:18].strip(): line[18:] for line in result.stdout.splitlines()}
+    assert said["stride"] == "2 px"
+    assert said["receptive radius"] == said["halo"] == "8 px"
+    assert said["exact"] == "yes"
+    assert said["in float64"].endswith(" with a halo of 8 px")
+    assert float(said["in float64"].split()[0]) < 1e-12
+    assert float(said["in float32"]) < 1e-4
+    assert float(said["a stride less"].split()[0]) > 1e-9
+
+
+def test_a_model_that_is_not_exact_is_exit_code_1_and_what_to_do(
+    invoke: Invoke, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(UNet, "halo", 6)
+    result = invoke("-q", "model", "check", model)
+    assert result.exit_code == 1
+    assert "8 px, declared 6 px\n" in result.stdout
+    assert "no: declares halo 6, but 8 is needed\n" in result.stdout
+    assert result.stderr.count("\n") == 1
+    assert "--blend hann" in result.stderr
+
+
+def test_a_model_to_check_that_is_not_there_is_one_line(invoke: Invoke) -> None:
+    result = invoke("model", "check", "aerial-rgb-5m")
+    assert "no shipped model of that name" in mistake(result)
+    assert result.exit_code == 1
 
 
 # --- mistakes ---------------------------------------------------------------------

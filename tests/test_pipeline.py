@@ -259,7 +259,7 @@ def test_several_tiles_form_a_block(
         monkeypatch.setattr(planning, "LARGEST_CORE", core)
         work = plan(scene, tmp_path, recipe=recipe)
         counted[core] = len(work.grid), len(work.blocks)
-    assert counted == {48: (20, 20), 100: (20, 4), 2048: (20, 1)}
+    assert counted == {48: (20, 20), 100: (20, 6), 2048: (20, 1)}
 
 
 # --- nodata -----------------------------------------------------------------------
@@ -616,7 +616,7 @@ def test_a_plan_writes_nothing(scene: Path, model: Path, tmp_path: Path) -> None
     said = work.describe()
     assert not out.exists()
     assert "scene.tif: 200 x 150 px at 2.00 m" in said
-    assert "20 of 64 px (halo 8)" in said
+    assert "20 of 64 x 64 px (halo 8)" in said
     assert str(out / "scene_water.geojson") in said
 
 

@@ -49,7 +49,12 @@ def test_a_long_stage_is_heard_of_every_ten_seconds(
         clock.append(100.0 + second)
         shown.report("infer", second, 100)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == [f"infer: {n} %" for n in (0, 10, 20, 30)]
+    assert lines == [
+        "infer: 0 %",
+        "infer: 10 %, 10.0 of 100px, 1.00px/s, 01:30 left",
+        "infer: 20 %, 20.0 of 100px, 1.00px/s, 01:20 left",
+        "infer: 30 %, 30.0 of 100px, 1.00px/s, 01:10 left",
+    ]
 
 
 def test_words_after_the_name_of_a_stage_are_no_other_stage(
@@ -61,7 +66,8 @@ def test_words_after_the_name_of_a_stage_are_no_other_stage(
     clock.append(111.0)
     shown.report("train (loss 0.7)", 3, 100)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["train (loss 0.9): 1 %", "train (loss 0.7): 3 %"]
+    later = "train (loss 0.7): 3 %, 3.00 of 100, 0.18/s, 08:53 left"
+    assert lines == ["train (loss 0.9): 1 %", later]
 
 
 def test_quiet_says_only_what_must_be_said(capsys: pytest.CaptureFixture[str]) -> None:

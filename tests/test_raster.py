@@ -4,6 +4,7 @@ import math
 import os
 import pickle
 import resource
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from errno import ENOENT, ENOSPC
@@ -26,7 +27,14 @@ from scipy import ndimage
 
 from geounet import raster
 from geounet.errors import CRSError, GeounetError, OutputError, RasterError
-from geounet.raster import COG_BLOCK, Scene, read_overview, replacing, write_cog
+from geounet.raster import (
+    COG_BLOCK,
+    Collar,
+    Scene,
+    read_overview,
+    replacing,
+    write_cog,
+)
 from geounet.tiling import TileGrid, Window
 from tests.conftest import WriteRaster
 
@@ -171,6 +179,119 @@ def test_damage_found_while_reading_is_told_with_its_cause(
         scene.read(whole(scene), [1])
 
 
+# Reading in threads ------------------------------------------------------------------
+
+
+@pytest.fixture
+def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have GDAL decode in threads, whatever the machine."""
+    monkeypatch.setattr(raster, "_available_cores", lambda: 8)
+
+
+LAYOUTS: list[dict[str, Any]] = [
+    {"compress": "deflate", "tiled": True, "blockxsize": 64, "blockysize": 64},
+    {"compress": "deflate", "interleave": "band", "blockysize": 32},
+    {"compress": "lzw", "predictor": 2, "blockysize": 16},
+]
+
+
+@pytest.mark.usefixtures("many_cores")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_threads_decode_what_was_written(
+    write_raster: WriteRaster, layout: dict[str, Any]
+) -> None:
+    pixels = noise(3, 250, 300, dtype="uint16")
+    scene = Scene.open(write_raster(pixels, **layout))
+    assert raster._decoders(scene.path) == 4
+    window = Window(row_off=-5, col_off=20, height=240, width=300)
+    read, _ = scene.read(window, (3, 1, 2))
+    np.testing.assert_array_equal(read, padded(pixels[[2, 0, 1]], window))
+
+
+@pytest.mark.usefixtures("many_cores")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("ground_size", [2.0, 5.0])
+def test_damage_is_found_by_threads_too(
+    write_raster: WriteRaster,
+    monkeypatch: pytest.MonkeyPatch,
+    layout: dict[str, Any],
+    ground_size: float,
+) -> None:
+    monkeypatch.setattr(raster, "_STRIP_BYTES", 40_000)  # the damage is strips ahead
+    path = write_raster(noise(3, 250, 300), **layout)
+    data = bytearray(path.read_bytes())
+    with rasterio.open(path) as src:
+        offset = int(src.get_tag_item("BLOCK_OFFSET_0_3", "TIFF", 3))
+    data[offset : offset + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    scene = Scene.open(path, collar=False).resampled_to(ground_size)
+    complaint = r"cannot read .*scene\.tif: .*(Decode|Using code)"
+    with pytest.raises(RasterError, match=complaint):
+        scene.read(whole(scene), (1, 2, 3))
+
+
+def reversed_tiff(pixels: NDArray[np.uint8], order: str, *, big: bool) -> bytes:
+    """A TIFF of four strips with FillOrder 2: the bits of its bytes turned around."""
+    height, width = pixels.shape
+    strip = height // 4 * width
+    head, word = (16, "Q") if big else (8, "I")
+    body = np.packbits(np.unpackbits(pixels.ravel(), bitorder="little")).tobytes()
+    offsets = struct.pack(f"{order}4{word}", *(head + i * strip for i in range(4)))
+    sizes = struct.pack(f"{order}4{word}", *[strip] * 4)
+    tables = head + len(body)
+    directory = tables + len(offsets) + len(sizes)
+    long = 16 if big else 4
+    fields = [
+        *((256, 3, 1, width), (257, 3, 1, height), (258, 3, 1, 8), (259, 3, 1, 1)),
+        *((262, 3, 1, 1), (266, 3, 1, 2), (273, long, 4, tables), (277, 3, 1, 1)),
+        *((278, 3, 1, height // 4), (279, long, 4, tables + len(offsets))),
+    ]
+    entries = b""
+    for tag, kind, count, value in fields:
+        told = struct.pack(order + ("H" if kind == 3 else word), value)
+        entries += struct.pack(f"{order}HH{word}", tag, kind, count)
+        entries += told.ljust(struct.calcsize(word), b"\0")
+    number = struct.pack(order + ("Q" if big else "H"), len(fields))
+    version = (
+        struct.pack(f"{order}HHH", 43, 8, 0) if big else struct.pack(order + "H", 42)
+    )
+    start = (b"II" if order == "<" else b"MM") + version
+    start += struct.pack(order + word, directory)
+    end = bytes(struct.calcsize(word))
+    return start + body + offsets + sizes + number + entries + end
+
+
+@pytest.mark.usefixtures("many_cores")
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("big", [False, True])
+def test_bytes_stored_the_other_way_round_are_not_left_to_threads(
+    tmp_path: Path, order: str, big: bool
+) -> None:
+    pixels = noise(64, 40)
+    path = tmp_path / "reversed.tif"
+    path.write_bytes(reversed_tiff(pixels, order, big=big))
+    scene = Scene.open(path, georeferenced=False)
+    np.testing.assert_array_equal(scene.read(whole(scene), (1,))[0][0], pixels)
+
+
+@pytest.mark.usefixtures("many_cores")
+def test_gdal_has_nothing_to_say_about_threads(
+    write_raster: WriteRaster, caplog: pytest.LogCaptureFixture
+) -> None:
+    for driver, name in (("PNG", "a.png"), ("JPEG", "a.jpg"), ("GTiff", "a.tif")):
+        path = write_raster(
+            noise(3, 40, 50),
+            name=name,
+            driver=driver,
+            crs=None,
+            transform=Affine.identity(),
+        )
+        caplog.clear()
+        scene = Scene.open(path, georeferenced=False, drivers=(driver,))
+        scene.read(whole(scene), (1, 2, 3))
+        assert not [r for r in caplog.records if r.levelname != "DEBUG"]
+
+
 # Coarser working grids ---------------------------------------------------------------
 
 
@@ -214,6 +335,24 @@ def test_a_coarse_pixel_does_not_depend_on_its_window(
     got, got_valid = scene.read(window, [2, 1])
     np.testing.assert_array_equal(got, padded(pixels, window))
     np.testing.assert_array_equal(got_valid, padded(valid, window))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16"])
+@pytest.mark.parametrize("ground_size", [2.3, 6.0, 31.7])
+def test_sums_of_whole_numbers_are_those_of_real_numbers(
+    write_raster: WriteRaster, dtype: str, ground_size: float
+) -> None:
+    limits = np.iinfo(dtype)
+    rng = np.random.default_rng(11)
+    pixels = rng.choice([limits.min, limits.max, 3, 7, 100], (3, 83, 71)).astype(dtype)
+    pixels[:, 20:50, 30:60] = 7
+    read = []
+    for name in (dtype, "float64"):
+        path = write_raster(pixels.astype(name), name=f"{name}.tif", nodata=7)
+        scene = Scene.open(path).resampled_to(ground_size)
+        read.append(scene.read(whole(scene), (1, 3)))
+    for exact, real in zip(*read, strict=True):
+        np.testing.assert_array_equal(exact, real)
 
 
 def test_half_an_area_of_imagery_is_enough(write_raster: WriteRaster) -> None:
@@ -477,6 +616,96 @@ def test_a_collar_does_not_depend_on_the_window_or_the_bands(
         np.testing.assert_array_equal(scene.read(window, (4,))[1], valid)
 
     check()
+
+
+def flat_cells(pixels: NDArray[Any], low: int, high: int) -> NDArray[np.bool_]:
+    """Cells of 16 x 16 whose pixels are all from ``low`` to ``high``."""
+    height, width = pixels.shape[1:]
+    grown = np.pad(
+        pixels, ((0, 0), (0, -height % 16), (0, -width % 16)), constant_values=low
+    )
+    inside = ((grown >= low) & (grown <= high)).all(axis=0)
+    return np.asarray(
+        inside.reshape(-1, 16, inside.shape[1] // 16, 16).all(axis=(1, 3))
+    )
+
+
+def hanging(cells: NDArray[np.bool_], seed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Groups of cells, side by side, that have one in ``seed``."""
+    groups, _ = ndimage.label(cells)
+    return cells & np.isin(groups, np.unique(groups[seed & cells]))
+
+
+def collar_of(
+    pixels: NDArray[Any], color: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The cells of `Collar` in 8 bits: flat ones, tips; by scipy's labels."""
+    cells = flat_cells(pixels, color, color)
+    border = np.ones_like(cells)
+    border[1:-1, 1:-1] = False
+    flat = hanging(cells, border)
+    if not flat.any():
+        return flat, flat
+    flat |= hanging(cells, ndimage.binary_erosion(cells, np.ones((8, 8))))
+    lines = np.zeros_like(cells)
+    for edge, outermost in (
+        (np.s_[:1], pixels[:, :1]),
+        (np.s_[-1:], pixels[:, -1:]),
+        (np.s_[:, :1], pixels[:, :, :1]),
+        (np.s_[:, -1:], pixels[:, :, -1:]),
+    ):
+        lines[edge] |= flat_cells(outermost, *NEARLY[color])
+    lined = hanging(flat | lines, flat) & ~flat
+    return flat, ndimage.binary_dilation(lined, AROUND) & border
+
+
+NEARLY = {0: (0, 20), 255: (235, 255)}
+AROUND = np.ones((3, 3))
+
+
+patches = st.lists(
+    st.tuples(
+        st.integers(-40, 300),
+        st.integers(-40, 300),
+        st.integers(1, 260),
+        st.integers(1, 260),
+        st.sampled_from([0, 0, 255, 15, 240]),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(patches, st.tuples(st.integers(150, 330), st.integers(17, 330)))
+@settings(max_examples=60)
+def test_a_collar_is_what_its_rule_says(
+    folder: Path, drawn: list[tuple[int, ...]], shape: tuple[int, int]
+) -> None:
+    pixels = noise(3, *shape, low=25)
+    for top, left, height, width, color in drawn:
+        rows = slice(max(top, 0), max(top + height, 0))
+        pixels[:, rows, max(left, 0) : max(left + width, 0)] = color
+    path = folder / "drawn.tif"
+    profile = {"count": 3, "height": shape[0], "width": shape[1], "dtype": "uint8"}
+    with rasterio.open(
+        path, "w", driver="GTiff", crs=UTM, transform=GRID, **profile
+    ) as dst:
+        dst.write(pixels)
+    scene = Scene.open(path)
+    collars = []
+    valid = np.ones(shape, dtype=bool)
+    to_pixels = np.ix_(*(np.arange(size) // 16 for size in shape))
+    for color, (low, high) in NEARLY.items():
+        flat, tips = collar_of(pixels, color)
+        if flat.any():
+            collars.append(Collar.of(flat, tips, color=color, tolerance=20))
+        reached = ndimage.binary_dilation(flat, AROUND) | tips
+        near = ((pixels >= low) & (pixels <= high)).all(axis=0)
+        valid &= ~(near & reached[to_pixels])
+    assert scene.collar == tuple(collars)
+    np.testing.assert_array_equal(scene.read(whole(scene), (1, 2, 3))[1], valid)
+    part = Window(row_off=37, col_off=5, height=101, width=shape[1] - 9)
+    np.testing.assert_array_equal(scene.read(part, (2,))[1], padded(valid, part))
 
 
 def test_a_declared_nodata_value_leaves_no_room_for_a_collar(

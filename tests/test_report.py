@@ -4,23 +4,19 @@ import numpy as np
 from PIL import Image
 
 from geounet.classes import NODATA, ClassTable
-from geounet.raster import Scene
 from geounet.report import as_picture, overlay, write_preview
-from tests.conftest import WriteRaster
-from tests.test_stitching import TABLE, staged
+from tests.test_stitching import TABLE, stage_pictures, staged
 
 
-def test_the_scene_stands_beside_what_was_found(
-    tmp_path: Path, write_raster: WriteRaster
-) -> None:
+def test_the_scene_stands_beside_what_was_found(tmp_path: Path) -> None:
     pixels = np.full((3, 120, 200), 90, np.uint8)
     mask = np.zeros((120, 200), np.uint8)
     mask[:, :100] = 1
     mask[:, 150:] = NODATA
-    scene = Scene.open(write_raster(pixels))
     path = tmp_path / "preview.png"
     parts = staged(tmp_path / "parts", mask, core=64)
-    write_preview(path, scene, parts, TABLE, bands=(1, 2, 3))
+    stage_pictures(parts, pixels, np.ones(mask.shape, bool))
+    write_preview(path, parts, TABLE, dtype="uint8")
     with Image.open(path) as image:
         shown = np.asarray(image.convert("RGB"))
     left, right = shown[12 + 60, 12:212], shown[12 + 60, 224:424]
@@ -34,7 +30,7 @@ def test_the_scene_stands_beside_what_was_found(
 
 def test_deep_imagery_is_stretched_and_a_single_band_is_grey() -> None:
     pixels = np.linspace(1000, 3000, 10_000).reshape(1, 100, 100).astype(np.uint16)
-    picture = as_picture(pixels, np.ones((100, 100), dtype=bool))
+    picture = as_picture(pixels, np.ones((100, 100), dtype=bool), stretched=True)
     assert picture.shape == (100, 100, 3)
     assert picture.min() == 0
     assert picture.max() == 255

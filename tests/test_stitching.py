@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rio_cogeo.cogeo import cog_validate
 
+from geounet import stitching
 from geounet.classes import NODATA, ClassEntry, ClassTable, classify
 from geounet.errors import OutputError
 from geounet.raster import Scene, read_tags
@@ -142,13 +143,46 @@ def test_the_score_raster_and_the_mask_agree(
     np.testing.assert_array_equal(again, mask)
 
 
-def test_a_decimated_mask_shows_pixels_of_the_mask(tmp_path: Path) -> None:
+def stage_pictures(
+    parts: Parts, pixels: NDArray[np.uint8], validity: NDArray[np.bool_]
+) -> None:
+    """Stage what each block adds to the small picture, as the tasks do."""
+    scene = Window(row_off=0, col_off=0, height=parts.height, width=parts.width)
+    for block in parts.blocks:
+        here = block.core.within(scene)
+        parts.save_picture(block, pixels[:, *here], validity[here])
+
+
+def test_the_picture_of_a_small_scene_is_the_scene(tmp_path: Path) -> None:
     mask = random_mask(100, 60)
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 100, 60), dtype=np.uint8)
+    validity = mask != NODATA
     parts = staged(tmp_path / "parts", mask, core=32)
-    np.testing.assert_array_equal(
-        parts.decimated("mask", height=20, width=12), mask[2::5, 2::5]
-    )
-    np.testing.assert_array_equal(parts.decimated("mask", height=100, width=60), mask)
+    stage_pictures(parts, pixels, validity)
+    shown, seen, found = parts.picture()
+    np.testing.assert_array_equal(found, mask)
+    np.testing.assert_array_equal(seen, validity)
+    np.testing.assert_array_equal(shown, np.where(validity, pixels[:3], 0))
+
+
+@pytest.mark.parametrize("core", [32, 64, 1000])
+def test_a_small_picture_has_the_means_of_the_imagery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, core: int
+) -> None:
+    monkeypatch.setattr(stitching, "PICTURE_SIZE", 20)
+    mask = np.tile(np.arange(160, dtype=np.uint8) // 8 % 3, (80, 1))
+    pixels = np.tile(np.arange(160, dtype=np.uint8), (1, 80, 1))
+    validity = np.ones((80, 160), dtype=bool)
+    validity[:40] = False
+    parts = staged(tmp_path / "parts", mask, core=core)
+    stage_pictures(parts, pixels, validity)
+    shown, seen, found = parts.picture()
+    assert shown.shape == (1, 10, 20)
+    np.testing.assert_array_equal(found, mask[4::8, 4::8])
+    np.testing.assert_array_equal(seen[:5], False)
+    np.testing.assert_array_equal(seen[5:], True)
+    middle = pixels[0, 4::8, 4::8][5:]
+    assert np.abs(shown[0, 5:] - middle).max() <= 4
 
 
 def test_staging_twice_does_no_harm_and_leaves_no_stray(tmp_path: Path) -> None:

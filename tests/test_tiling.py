@@ -15,11 +15,11 @@ from geounet.tiling import TileGrid, Window
 def grids(draw: st.DrawFn) -> TileGrid:
     stride = draw(st.sampled_from([1, 2, 16]))
     halo = stride * draw(st.integers(0, 3))
-    core = stride * draw(st.integers(1, 4))
+    rows, cols = (stride * draw(st.integers(1, 4)) + 2 * halo for _ in range(2))
     return TileGrid(
         height=draw(st.integers(1, 150)),
         width=draw(st.integers(1, 150)),
-        tile_size=core + 2 * halo,
+        tile_size=rows if draw(st.booleans()) else (rows, cols),
         halo=halo,
         stride=stride,
     )
@@ -42,8 +42,9 @@ def test_every_core_has_the_halo_around_it(grid: TileGrid) -> None:
     for tile in grid:
         rows, cols = tile.core.within(tile.read)
         assert rows.start == cols.start == grid.halo
-        assert max(rows.stop, cols.stop) <= grid.tile_size - grid.halo
-        assert tile.read.height == tile.read.width == grid.tile_size
+        assert rows.stop <= grid.tile_shape[0] - grid.halo
+        assert cols.stop <= grid.tile_shape[1] - grid.halo
+        assert (tile.read.height, tile.read.width) == grid.tile_shape
 
 
 @given(grids(), st.integers(1, 5))
@@ -67,7 +68,8 @@ def test_a_block_holds_all_that_its_tiles_see(grid: TileGrid, n: int) -> None:
         for tile in grid.inside(block):
             rows, cols = tile.read.within(block.read)
             assert min(rows.start, cols.start) >= 0
-            assert max(rows.stop, cols.stop) <= block.read.width
+            assert rows.stop <= block.read.height
+            assert cols.stop <= block.read.width
 
 
 @given(grids())
@@ -121,7 +123,7 @@ def test_what_a_refusal_suggests_is_accepted(size: int, halo: int, stride: int) 
                 halo = suggested
             else:
                 size = suggested
-    assert lay(size, halo).core_size >= stride
+    assert min(lay(size, halo).core_shape) >= stride
 
 
 @pytest.mark.parametrize(("height", "width"), [(0, 10), (10, 0)])
@@ -144,23 +146,46 @@ def test_a_stride_or_a_block_of_nothing_is_refused() -> None:
     st.integers(0, 3),
     st.integers(1, 200),
 )
-def test_a_fitted_grid_reads_no_more_than_any_other(
+def test_a_fitted_grid_has_the_fewest_tiles_and_those_as_small_as_will_do(
     height: int, width: int, stride: int, halos: int, largest_core: int
 ) -> None:
     halo = halos * stride
     grid = TileGrid.fitted(
         height=height, width=width, halo=halo, stride=stride, largest_core=largest_core
     )
-    assert grid.core_size <= max(stride, largest_core)
-    for core in range(stride, largest_core + 1, stride):
-        other = TileGrid(
-            height=height,
-            width=width,
-            tile_size=core + 2 * halo,
-            halo=halo,
-            stride=stride,
+    largest = max(stride, largest_core // stride * stride)
+    for size, core, count in zip(
+        (height, width), grid.core_shape, grid.shape, strict=True
+    ):
+        assert core <= largest
+        assert count == -(-size // largest)
+        assert count == 1 or (count - 1) * core < size
+        assert (core - stride) * count < size  # a stride less would not do
+
+
+@given(grids(), st.data())
+def test_touching_and_reaching_find_the_tiles_of_a_window(
+    grid: TileGrid, data: st.DataObject
+) -> None:
+    top = data.draw(st.integers(0, grid.height - 1))
+    left = data.draw(st.integers(0, grid.width - 1))
+    window = Window(
+        row_off=top,
+        col_off=left,
+        height=data.draw(st.integers(1, grid.height - top)),
+        width=data.draw(st.integers(1, grid.width - left)),
+    )
+
+    def shares(other: Window) -> bool:
+        return all(
+            start < other_stop and other_start < stop
+            for (start, stop), (other_start, other_stop) in zip(
+                window.ranges, other.ranges, strict=True
+            )
         )
-        assert len(grid) * grid.tile_size**2 <= len(other) * other.tile_size**2
+
+    assert grid.touching(window) == [tile for tile in grid if shares(tile.core)]
+    assert set(grid.reaching(window)) <= {t for t in grid if shares(t.read)}
 
 
 @given(st.tuples(*[st.integers(0, 9)] * 4), st.tuples(*[st.integers(0, 9)] * 4))
