@@ -51,7 +51,6 @@ def run_archive(
     *,
     pipeline: str | Path | None = None,
     overwrite: bool = False,
-    processes: bool = False,
     report: Report | None = None,
     each: Callable[[Outcome, int, int], None] | None = None,
     **options: Any,
@@ -67,7 +66,6 @@ def run_archive(
         output: folder for the outputs; folders of the archive are kept below it.
         pipeline: a recipe, by file or by the name of a shipped one.
         overwrite: redo everything.
-        processes: run tasks in processes of their own.
         report: told (stage, done, total) of the scene at work.
         each: told (outcome, number, total) after every scene.
         **options: fields of `geounet.planning.Recipe`.
@@ -82,8 +80,7 @@ def run_archive(
     scenes = list(list_scenes(archive, output))
     make_folder(output)
     outcomes = []
-    workers = recipe.workers or (1 if processes else 2)
-    with scheduler(recipe, workers=workers, processes=processes) as client:
+    with scheduler(recipe) as client:
 
         def do(listed: Listed) -> Result:
             work = plan(listed.path, listed.output, recipe=recipe, stem=listed.stem)

@@ -194,6 +194,19 @@ RUN_OPTIONS = (
         help="Blocks worked on at once.",
     ),
     click.option(
+        "--processes/--no-processes",
+        default=None,
+        help="Run blocks in processes of their own, so that a crash in native code "
+        "costs one of them; `batch` does, `run` does not unless told.",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(1),
+        metavar="N",
+        help="CPU threads inside one forward pass: every core, or of several processes "
+        "one each.",
+    ),
+    click.option(
         "--scheduler", metavar="ADDR", help="Dask scheduler to use, tcp://host:8786."
     ),
     click.option("--overwrite", is_flag=True, help="Replace outputs that are there."),
@@ -396,16 +409,16 @@ def batch(
         words = f": {outcome.message}" if outcome.message else ""
         progress.say(f"[{number}/{total}] {outcome.state:8}{outcome.path.name}{words}")
 
+    given = {name: value for name, value in options.items() if value is not None}
     try:
         outcomes = run_archive(
             archive,
             output,
             pipeline=pipeline,
             overwrite=overwrite,
-            processes=True,
             report=progress.report,
             each=each,
-            **options,
+            **{"processes": True} | given,
         )
     except GeounetError as error:  # nothing was started
         raise _UsageMistake(str(error)) from error

@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from geounet.blending import Ramp, weights
 from geounet.classes import SCORE_MAX
 from geounet.errors import ConfigError, ModelError
 from geounet.levelwise import LevelwiseUNet
+from geounet.lut import NO_NUMBER, VOID, look_up_input, look_up_scores
 from geounet.model import Model, load_model
 from geounet.raster import Scene
 from geounet.tiling import Tile, TileGrid, Window
@@ -131,6 +133,10 @@ class Predictor:
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._levelwise = LevelwiseUNet(self.network)
         self._one_at_a_time = threading.Lock()
+        self._stem = self.network.stem
+        # of bytes, few have so few values that they can be looked up
+        self._by_table = self.device.type == "cpu" and self.dtype == torch.bfloat16
+        self._input_tables: dict[Stretch | None, NDArray[np.uint16]] = {}
         self._mean, self._std = (
             torch.tensor(values, device=self.device)[:, None, None]
             for values in zip(*((b.mean, b.std) for b in self.card.bands), strict=True)
@@ -172,9 +178,9 @@ class Predictor:
         Returns:
             Shape (N, classes, rows, cols), in the predictor's precision.
         """
-        return self._run(
-            tiles.to(self.device), stretch, whole=whole, finish=torch.clone
-        )
+        if whole:
+            return self._whole(tiles.to(self.device), stretch)
+        return self._core(tiles.to(self.device), stretch, finish=self._pixels)
 
     def scores(
         self,
@@ -200,71 +206,109 @@ class Predictor:
         Raises:
             ModelError: the model answers NaN or infinity.
         """
-        done = 0
-        batch = self._stage(image, windows)
-        while batch is not None:
-            size = len(batch)
-            with self._one_at_a_time, torch.inference_mode():
-                try:
+        done, batch = 0, None
+        while done < len(windows):
+            size = self.batch_size
+            try:
+                if batch is None:
+                    batch = self._stage(image, windows[done:])
+                size = len(batch)
+                with self._one_at_a_time, torch.inference_mode():
                     self._await_copies()
                     answer = self._answer(batch, stretch)
                     # the next batch is copied while the device still computes this one
-                    batch = self._stage(image, windows[done + size :])
+                    following = windows[done + size :]
+                    batch = self._stage(image, following) if following else None
                     answer = answer.cpu()
-                except torch.OutOfMemoryError as error:
+            except torch.OutOfMemoryError as error:
+                batch = None
+                with self._one_at_a_time:
                     self._shrink(size, error)
-                    batch = self._stage(image, windows[done:])
-                    continue
+                continue
             yield from answer[: len(windows) - done]
             done += size
 
     def _answer(self, batch: Tensor, stretch: Stretch | None) -> Tensor:
         if self.tta == "none" and not self.whole:
-            return self._run(batch, stretch, whole=False, finish=self._quantised)
+            return self._core(batch, stretch, finish=self._scored)
         turns = range(8) if self.tta == "d4" else range(1)
         total = torch.zeros((), device=self.device)
         for turn in turns:
-            turned = self._run(
-                _turned(batch, turn),
-                stretch,
-                whole=self.whole,
-                finish=self._probabilities,
+            turned = _turned(batch, turn)
+            logits = (
+                self._whole(turned, stretch)
+                if self.whole
+                else self._core(turned, stretch, finish=self._pixels)
             )
-            total = total + _turned_back(turned, turn)
+            total = total + _turned_back(self._probabilities(logits), turn)
         total /= len(turns)
         return total if self.whole else in_steps(total)
 
-    def _run(
+    def _whole(self, tiles: Tensor, stretch: Stretch | None) -> Tensor:
+        """Return logits of whole tiles, by the plain forward pass."""
+        logits: Tensor = self.network(self.normalised(tiles, stretch))
+        return logits
+
+    def _core(
         self,
         tiles: Tensor,
         stretch: Stretch | None,
         *,
-        whole: bool,
         finish: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        start = partial(self.normalised, stretch=stretch)
-        if whole:
-            return finish(self.network(start(tiles)))
+        """Return what is known of the tiles' cores, by the way that drops the halo."""
+        start = partial(self._first_input, stretch=stretch)
         return self._levelwise(tiles, start=start, finish=finish)
 
+    def _first_input(self, tiles: Tensor, stretch: Stretch | None) -> Tensor:
+        """Return the input of the network's first level, channels last."""
+        if tiles.dtype == torch.uint8 and self._by_table:
+            table = self._input_table(stretch)
+            found = look_up_input(tiles.numpy(), table, self._stem)
+            return torch.from_numpy(found).view(self.dtype).permute(0, 3, 1, 2)
+        x = F.pixel_unshuffle(self.normalised(tiles, stretch), self._stem)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def _pixels(self, head: Tensor) -> Tensor:
+        """Return what the head gives as logits of pixels."""
+        return F.pixel_shuffle(head, self._stem)
+
+    def _scored(self, head: Tensor) -> Tensor:
+        """Return what the head gives as scores."""
+        if not self._by_table:
+            return in_steps(self._probabilities(self._pixels(head)))
+        last = head.permute(0, 2, 3, 1).contiguous().view(torch.uint16)
+        scores, numbers = look_up_scores(last.numpy(), _score_table(), self._stem)
+        if not numbers:
+            raise self._no_number()
+        return torch.from_numpy(scores)
+
     def _probabilities(self, logits: Tensor) -> Tensor:
-        if not torch.isfinite(logits).all():
-            raise ModelError(
-                f"model {self.card.name} answered NaN or infinity; its weights are "
-                "damaged or the pixels are far outside its range"
-            )
+        # a sum is NaN or infinite if any part of it is
+        if not torch.isfinite(logits.sum(dtype=torch.float32)):
+            raise self._no_number()
         return torch.sigmoid(logits.float())
 
-    def _quantised(self, logits: Tensor) -> Tensor:
-        return in_steps(self._probabilities(logits))
+    def _no_number(self) -> ModelError:
+        return ModelError(
+            f"model {self.card.name} answered NaN or infinity; its weights are "
+            "damaged or the pixels are far outside its range"
+        )
 
-    def _stage(
-        self, image: Tensor, windows: Sequence[tuple[slice, slice]]
-    ) -> Tensor | None:
+    def _input_table(self, stretch: Stretch | None) -> NDArray[np.uint16]:
+        """Return what `normalised` makes of each pixel value, and of no imagery."""
+        if stretch not in self._input_tables:
+            tiles = torch.zeros((1, len(self.card.bands) + 1, 1, VOID + 1)).byte()
+            tiles[..., :VOID] = torch.arange(VOID)
+            tiles[:, -1] = 1
+            tiles[..., VOID] = 0
+            table = self.normalised(tiles, stretch)[0, :, 0].contiguous()
+            self._input_tables[stretch] = table.view(torch.uint16).numpy()
+        return self._input_tables[stretch]
+
+    def _stage(self, image: Tensor, windows: Sequence[tuple[slice, slice]]) -> Tensor:
         """Cut the next batch and start copying it to the device from pinned memory."""
         tiles = [image[:, rows, cols] for rows, cols in windows[: self.batch_size]]
-        if not tiles:
-            return None
         tiles += [tiles[-1]] * (self.batch_size - len(tiles))
         batch = torch.stack(tiles)
         if self._copies is None:
@@ -288,7 +332,8 @@ class Predictor:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         if size > 1:
-            self.batch_size = size // 2
+            # another thread may have found the same out before
+            self.batch_size = min(self.batch_size, size // 2)
             found = f"a batch of {size} tiles; going on with {self.batch_size}"
         elif self._levelwise.strip_bytes > LEAST_STRIP and not self.whole:
             self._levelwise.strip_bytes //= 2
@@ -316,6 +361,16 @@ def with_validity(pixels: NDArray[np.generic], validity: NDArray[np.bool_]) -> T
 def in_steps(probabilities: Tensor) -> Tensor:
     """Return probabilities as uint8 scores, 0 to 254; in place."""
     return probabilities.mul_(SCORE_MAX).round_().to(torch.uint8)
+
+
+@lru_cache(maxsize=1)
+def _score_table() -> NDArray[np.uint8]:
+    """Return the score of every bfloat16, by its bits."""
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.uint16)
+    logits = bits.view(torch.bfloat16).float()
+    scores = in_steps(torch.sigmoid(logits).nan_to_num_())
+    scores[~torch.isfinite(logits)] = NO_NUMBER
+    return scores.numpy()
 
 
 def _turned(tiles: Tensor, turn: int) -> Tensor:

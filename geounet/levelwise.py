@@ -58,9 +58,10 @@ class LevelwiseUNet:
         Args:
             tiles: shape (N, channels, h, w), any dtype; h and w multiples of the
                 network's stride and more than two halos.
-            start: makes the network's input, (N, bands, rows, w), of rows of tiles.
-            finish: makes the answer, (N, any, rows, w), of rows of logits; pixel by
-                pixel, in any dtype.
+            start: makes the first level's input, channels last, of some rows and
+                columns of tiles; of squares of ``stem`` pixels, that is.
+            finish: makes the answer, (N, any, rows, cols), of what the head gives for
+                such squares; each on its own, in any dtype.
 
         Returns:
             What ``finish`` gives, (N, any, h - 2 halo, w - 2 halo).
@@ -74,8 +75,7 @@ class LevelwiseUNet:
         def image(first: int, last: int) -> Tensor:
             rows = slice((spare + first) * stem, (spare + last) * stem)
             cols = slice(spare * stem, tiles.shape[3] - spare * stem)
-            x = F.pixel_unshuffle(start(tiles[:, :, rows, cols]), stem)
-            return x.contiguous(memory_format=torch.channels_last)
+            return start(tiles[:, :, rows, cols])
 
         skips: list[Tensor] = []
         source: Source = image
@@ -132,10 +132,9 @@ class LevelwiseUNet:
         core: _Core,
         finish: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        stem, shape = self.network.stem, core.grown(0, 0)
         answers = [
-            finish(F.pixel_shuffle(self.network.head(x), stem))
-            for _, _, x in self._joined(0, below, skip, shape)
+            finish(self.network.head(x))
+            for _, _, x in self._joined(0, below, skip, core.grown(0, 0))
         ]
         return torch.cat(answers, dim=2)
 

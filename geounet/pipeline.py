@@ -37,12 +37,19 @@ from geounet.export import (
     ground_pixel,
     write_features,
 )
-from geounet.inference import Engine, Stretch, predict_block, predictor_for
+from geounet.inference import (
+    Engine,
+    Stretch,
+    predict_block,
+    predictor_for,
+    resolve_device,
+)
 from geounet.planning import (
     FeatureTable,
     Plan,
     Receipt,
     Recipe,
+    choose_lanes,
     input_identity,
     make_recipe,
     plan,
@@ -115,25 +122,26 @@ def run(
     """
     recipe = make_recipe(pipeline, options)
     work = plan(scene, output, recipe=recipe)
-    workers = recipe.workers or 2
     if work.up_to_date and not overwrite:
         return skipped(work)
-    with scheduler(recipe, workers=workers) as client:
+    with scheduler(recipe) as client:
         return execute(work, client=client, overwrite=overwrite, report=report)
 
 
 @contextmanager
-def scheduler(
-    recipe: Recipe, *, workers: int, processes: bool = False
-) -> Iterator[Client]:
+def scheduler(recipe: Recipe) -> Iterator[Client]:
     """Give a Dask client for a recipe.
 
     Raises:
         ConfigError: nothing answers at the scheduler's address.
     """
+    lanes = choose_lanes(recipe, resolve_device(recipe.device))
     try:
         with connect(
-            workers=workers, scheduler=recipe.scheduler, processes=processes
+            workers=lanes.workers,
+            scheduler=recipe.scheduler,
+            processes=lanes.processes,
+            gpus=lanes.gpus,
         ) as client:
             yield client
     except ConnectionError as error:
@@ -640,6 +648,7 @@ def describe_run(
                 "tiles": len(work.grid),
                 "tiles_run": counts.tiles_run,
                 "batch_size": counts.batch_size,
+                "threads": work.engine.threads,
                 "device": work.engine.device,
                 "precision": work.engine.precision,
             },

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from geounet.blending import check_overlap
@@ -88,6 +89,8 @@ class Recipe(_Table):
     tta: Literal["none", "d4"] = "none"
     batch_size: int = Field(1, ge=1)
     workers: int | None = Field(None, ge=1)
+    processes: bool = False
+    threads: int | None = Field(None, ge=1)
     scheduler: str | None = None
     features: dict[str, FeatureTable] = {}
 
@@ -148,7 +151,8 @@ class Recipe(_Table):
         Where the work is spread does not; the model counts by its hash, whatever its
         path, and the device by what it turned out to be.
         """
-        apart = {"workers", "scheduler", "model", "device", "precision"}
+        apart = {"workers", "processes", "threads", "scheduler"}
+        apart |= {"model", "device", "precision"}
         return self.model_dump(mode="json", exclude=apart)
 
 
@@ -375,8 +379,50 @@ def make_engine(model: Path, recipe: Recipe) -> Engine:
         batch_size=recipe.batch_size,
         blend=recipe.blend,
         tta=recipe.tta,
-        threads=available_cores(),
+        threads=choose_lanes(recipe, device).threads,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lanes:
+    """Where tasks run: how many at once, and on what."""
+
+    workers: int
+    """Tasks at once in this process, or processes of their own."""
+    processes: bool
+    gpus: tuple[str, ...]
+    """One process each, if there are several."""
+    threads: int
+    """CPU threads inside one forward pass; another number may change the last bit."""
+
+
+def choose_lanes(recipe: Recipe, device: str) -> Lanes:
+    """Share the machine out.
+
+    Two tasks run at once in a process, so that one reads and writes while the other
+    computes with every core. Of several processes each computes with one core, unless
+    the recipe says how many; of several GPUs each gets a process.
+    """
+    gpus = visible_gpus() if device == "cuda" else ()
+    cores = available_cores()
+    several = gpus[: recipe.workers] if len(gpus) > 1 else ()
+    processes = recipe.processes or bool(several)
+    workers = len(several) or recipe.workers or (1 if processes else 2)
+    alone = not processes or workers == 1
+    return Lanes(
+        workers=workers,
+        processes=processes,
+        gpus=several,
+        threads=recipe.threads or (cores if alone else 1),
+    )
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Return the CUDA devices, by the names of ``CUDA_VISIBLE_DEVICES``."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named:
+        return tuple(name.strip() for name in named.split(","))
+    return tuple(str(index) for index in range(torch.cuda.device_count()))
 
 
 def available_cores() -> int:

@@ -44,7 +44,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, Interleaving, MaskFlags, Resampling
+from rasterio.enums import ColorInterp, Interleaving, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
@@ -452,45 +452,6 @@ class Scene:
                 down = _shares(strip, self.height, self.source_height)
                 average(*source, down, across, strip.start - rows.start, pixels, valid)
         return pixels, valid
-
-
-def read_overview(
-    scene: Scene | str | Path, *, max_size: int, bands: Sequence[int]
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Read a whole scene, small: for a picture, not for measuring.
-
-    GDAL averages, from overviews if the file has them; without, it reads all of it.
-
-    Args:
-        scene: the scene, or the path of any raster, georeferenced or not.
-        max_size: most pixels of the longer side.
-        bands: which bands, counted from 1.
-
-    Returns:
-        Pixels of shape (bands, rows, cols) in the file's dtype, and validity of shape
-        (rows, cols). A scene on a coarser working grid gives the same as its source.
-
-    Raises:
-        RasterError: the file cannot be opened or read, or lacks a band.
-    """
-    if not isinstance(scene, Scene):
-        scene = Scene.open(scene, georeferenced=False, drivers=tuple(_MAGIC))
-    scene._check_bands(bands)
-    sides = scene.source_height, scene.source_width
-    height, width = (max(1, round(n * min(1, max_size / max(sides)))) for n in sides)
-    with _gdal("read", scene.path), scene._opened() as src:
-        shape = (len(bands), height, width)
-        nearest = src.read(list(bands), out_shape=shape)
-        void = scene._void(src, nearest, bands, out_shape=shape[1:])
-        pixels = src.read(list(bands), out_shape=shape, resampling=Resampling.average)
-    for collar in scene.collar:
-        cells = collar._cells(collar.flat, *map(range, collar.shape))
-        rows, cols = (
-            ((np.arange(n) + 0.5) * side / n).astype(int) // _CELL
-            for n, side in zip((height, width), sides, strict=True)
-        )
-        void |= cells[np.ix_(rows, cols)]
-    return pixels, ~void
 
 
 def footprint(scene: Scene) -> tuple[dict[str, Any], list[float]]:
@@ -1476,6 +1437,47 @@ def _box_average_exactly(  # noqa: PLR0917  numba wants them so
                 for col in range(lefts[j], rights[j]):
                     mean += wides[j, col - lefts[j]] * sums[band, col]
                 out[band, first + i, j] = mean / area if area > 0 else 0.0
+
+
+@numba.njit(cache=True, nogil=True)
+def average_cells(
+    pixels: NDArray[Any],
+    validity: NDArray[np.bool_],
+    rows: NDArray[np.int64],
+    cols: NDArray[np.int64],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Average imagery over the cells of a grid of lines; for a picture.
+
+    Args:
+        pixels: shape (bands, height, width).
+        validity: shape (height, width), where there is imagery.
+        rows: edges between rows of cells, ascending; one more than there are.
+        cols: edges between columns of cells.
+
+    Returns:
+        Means, shape (bands, rows of cells, columns of cells), 0 where there is no
+        imagery, and the share of each cell that is imagery.
+    """
+    height, width = max(len(rows) - 1, 0), max(len(cols) - 1, 0)
+    means = np.zeros((len(pixels), height, width), dtype=np.float32)
+    shares = np.zeros((height, width), dtype=np.float32)
+    for i in range(height):
+        for j in range(width):
+            seen = 0
+            for row in range(rows[i], rows[i + 1]):
+                for col in range(cols[j], cols[j + 1]):
+                    seen += validity[row, col]
+            if seen == 0:
+                continue
+            shares[i, j] = seen / ((rows[i + 1] - rows[i]) * (cols[j + 1] - cols[j]))
+            for band in range(len(pixels)):
+                total = 0.0
+                for row in range(rows[i], rows[i + 1]):
+                    for col in range(cols[j], cols[j + 1]):
+                        if validity[row, col]:
+                            total += pixels[band, row, col]
+                means[band, i, j] = total / seen
+    return means, shares
 
 
 def gdal_version() -> str:

@@ -7,12 +7,13 @@ graph first. Tasks are blocks, seconds of work each; what travels is small and f
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from distributed import Client as Client  # noqa: PLC0414  named by others too
+    from distributed import LocalCluster
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -37,7 +38,11 @@ PATIENCE = 30.0
 
 @contextmanager
 def connect(
-    *, workers: int, scheduler: str | None = None, processes: bool = False
+    *,
+    workers: int,
+    scheduler: str | None = None,
+    processes: bool = False,
+    gpus: Sequence[str] = (),
 ) -> Iterator[Client]:
     """Give a Dask client: threads of this process, local processes, or a cluster.
 
@@ -47,6 +52,8 @@ def connect(
             running afterwards.
         processes: run tasks in processes of their own, so that a crash in native code
             costs one of them and not the run.
+        gpus: the GPUs to use, by the names that ``CUDA_VISIBLE_DEVICES`` knows them
+            by: each gets a process that sees no other. For local processes.
 
     Raises:
         ConnectionError: nothing answers at ``scheduler``, or it has no workers.
@@ -79,7 +86,7 @@ def connect(
             return
         with (
             LocalCluster(
-                n_workers=workers if processes else 1,
+                n_workers=0 if gpus else workers if processes else 1,
                 # a second thread reads and writes while the first computes
                 threads_per_worker=2 if processes else workers,
                 processes=processes,
@@ -91,7 +98,21 @@ def connect(
             ) as cluster,
             Client(cluster) as client,
         ):
+            _add_lanes(cluster, gpus)
+            client.wait_for_workers(len(cluster.worker_spec))
             yield client
+
+
+def _add_lanes(cluster: LocalCluster, gpus: Sequence[str]) -> None:
+    """Give a cluster one process for each GPU, which sees that GPU alone.
+
+    As dask-cuda does it: the variable is set before the process starts.
+    """
+    plain = cluster.new_spec
+    for gpu in gpus:
+        options = plain["options"] | {"env": {"CUDA_VISIBLE_DEVICES": gpu}}
+        cluster.worker_spec[gpu] = plain | {"options": options}
+    cluster.scale(len(cluster.worker_spec))
 
 
 def run_tasks(

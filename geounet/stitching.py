@@ -27,7 +27,7 @@ from geounet.classes import (
     LabelWindow,
 )
 from geounet.errors import OutputError
-from geounet.raster import COG_BLOCK, Scene, write_cog
+from geounet.raster import COG_BLOCK, Scene, average_cells, write_cog
 from geounet.tiling import Tile, TileGrid, Window
 
 Kind = Literal["mask", "best", "scores", "picture"]
@@ -98,8 +98,7 @@ class Parts:
             validity: shape (rows, cols).
         """
         kept = pixels[:_RGB] if len(pixels) >= _RGB else pixels[:1]
-        kept = np.where(validity, kept, 0)
-        cells = [
+        rows, cols = (
             _cells(_centres(side, small), *span)
             for side, small, span in zip(
                 (self.height, self.width),
@@ -107,14 +106,9 @@ class Parts:
                 block.core.ranges,
                 strict=True,
             )
-        ]
-        sums = _summed(kept, *cells)
-        seen = _summed(validity[None], *cells)
-        area = np.multiply.outer(*(np.diff(edges) for edges in cells))
-        means = sums / np.maximum(seen, 1)
-        self.save(
-            "picture", block, np.concatenate([means, seen / area]).astype(np.float32)
         )
+        means, shares = average_cells(kept, validity, rows, cols)
+        self.save("picture", block, np.concatenate([means, shares[None]]))
 
     @property
     def picture_shape(self) -> tuple[int, int]:
@@ -211,17 +205,6 @@ def _cells(centres: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int6
     between = (inside[1:] + inside[:-1] + 1) // 2
     edges = [start, *between, stop] if len(inside) else []
     return np.array(edges, dtype=np.int64) - start
-
-
-def _summed(
-    pixels: NDArray[Any], rows: NDArray[np.int64], cols: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Sum pixels (bands, rows, cols) between edges."""
-    if not len(rows) or not len(cols):
-        shape = (len(pixels), max(len(rows) - 1, 0), max(len(cols) - 1, 0))
-        return np.zeros(shape)
-    by_row = np.add.reduceat(pixels, rows[:-1], axis=1, dtype=np.float32)
-    return np.add.reduceat(by_row, cols[:-1], axis=2, dtype=np.float64)
 
 
 def write_mask(

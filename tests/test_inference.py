@@ -1,7 +1,11 @@
 """Tiled equals untiled, and nodata stays out: the promises of the engine."""
 
+import itertools
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from numpy.typing import NDArray
 from geounet.classes import SCORE_MAX
 from geounet.errors import ConfigError, ModelError
 from geounet.inference import (
+    Augmentation,
     Engine,
     Predictor,
     Stretch,
@@ -21,10 +26,12 @@ from geounet.inference import (
     with_validity,
 )
 from geounet.model import Model, load_model, save_model, sha256_of
+from geounet.pipeline import run
 from geounet.raster import Scene
-from geounet.tiling import TileGrid
+from geounet.tiling import TileGrid, Window
 from tests.conftest import WriteRaster
 from tests.networks import predict_whole, random_model, tiny_card
+from tests.scenes import save_tiny
 
 BANDS = (1, 2, 3)
 
@@ -271,3 +278,305 @@ def test_a_gpu_agrees_with_the_cpu(write_raster: WriteRaster) -> None:
         answers.append(predict_block(predictor, scene, block, grid, bands=BANDS))
     difference = answers[0].scores.astype(int) - answers[1].scores
     assert np.abs(difference).max() <= 1
+
+
+# --- test-time augmentation -------------------------------------------------------
+
+
+def rectangular(scene: Scene, model: Model, *, rows: int, cols: int) -> TileGrid:
+    """Tiles whose cores are ``rows`` by ``cols`` strides."""
+    tall, wide = (n * model.stride + 2 * model.halo for n in (rows, cols))
+    return replace(grid_of(scene, model, core=model.stride), tile_size=(tall, wide))
+
+
+def scored(predictor: Predictor, scene: Scene, grid: TileGrid) -> NDArray[np.uint8]:
+    out = np.zeros((2, scene.height, scene.width), dtype=np.uint8)
+    for block in grid.blocks(2):
+        found = predict_block(predictor, scene, block, grid, bands=BANDS)
+        rows, cols = (slice(*span) for span in block.core.ranges)
+        out[:, rows, cols] = found.scores
+    return out
+
+
+def mean_over_symmetries(
+    probabilities: Callable[[NDArray[Any]], NDArray[Any]], image: NDArray[Any]
+) -> NDArray[Any]:
+    """The mean over the square's eight symmetries, made of transposing and reversing
+    alone, which are undone in the other order."""
+    answers = []
+    for transpose, up, left in itertools.product((False, True), repeat=3):
+        step = np.s_[:, :: -1 if up else 1, :: -1 if left else 1]
+        turned = (image.swapaxes(1, 2) if transpose else image)[step]
+        answer = probabilities(turned.copy())[step]
+        answers.append(answer.swapaxes(1, 2) if transpose else answer)
+    return np.asarray(np.mean(answers, axis=0))
+
+
+def whole_probabilities(predictor: Predictor) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    def answer(image: NDArray[Any]) -> NDArray[Any]:
+        logits = predictor.logits(torch.from_numpy(image)[None])[0].double()
+        return np.asarray(torch.sigmoid(logits).numpy())
+
+    return answer
+
+
+@pytest.mark.parametrize("shape", [{"depth": 1}, {"depth": 2, "stem": 2}], ids=str)
+def test_d4_is_the_mean_of_eight_passes_over_the_whole_scene(
+    write_raster: WriteRaster, shape: dict[str, int]
+) -> None:
+    model = random_model(**shape)
+    predictor = Predictor(model, device="cpu", precision="float64", tta="d4")
+    scene = Scene.open(write_raster(noise(54, 75)))
+    halo, stride = model.halo, model.stride
+    around = Window(
+        row_off=-halo,
+        col_off=-halo,
+        height=-(-54 // stride) * stride + 2 * halo,
+        width=-(-75 // stride) * stride + 2 * halo,
+    )
+    image = with_validity(*scene.read(around, BANDS)).numpy()
+    wanted = mean_over_symmetries(whole_probabilities(predictor), image)
+    wanted = wanted[:, halo : halo + 54, halo : halo + 75]
+    plain = Predictor(model, device="cpu", precision="float64")
+    for rows, cols in [(3, 3), (2, 5)]:
+        grid = rectangular(scene, model, rows=rows, cols=cols)
+        found = scored(predictor, scene, grid) / SCORE_MAX
+        np.testing.assert_allclose(found, wanted, atol=0.51 / SCORE_MAX)
+        assert np.abs(scored(plain, scene, grid) / SCORE_MAX - wanted).max() > 0.01
+
+
+def test_d4_depends_on_neither_tile_nor_batch(write_raster: WriteRaster) -> None:
+    model = random_model(depth=2)
+    scene = Scene.open(write_raster(noise(70, 110)))
+    answers = []
+    for batch_size, rows, cols in [(1, 4, 4), (3, 4, 4), (1, 9, 2), (2, 20, 30)]:
+        predictor = Predictor(
+            model, device="cpu", precision="float64", tta="d4", batch_size=batch_size
+        )
+        grid = rectangular(scene, model, rows=rows, cols=cols)
+        answers.append(scored(predictor, scene, grid))
+    for answer in answers[1:]:
+        np.testing.assert_array_equal(answer, answers[0])
+
+
+def test_a_turned_scene_has_turned_scores_with_d4_alone(
+    write_raster: WriteRaster,
+) -> None:
+    model = random_model(depth=1)
+    pixels = noise(40, 40)
+    scenes = [
+        Scene.open(write_raster(turned, name=f"{number}.tif"))
+        for number, turned in enumerate((pixels, np.rot90(pixels, axes=(1, 2))))
+    ]
+    parts = {}
+    tta: Augmentation
+    for tta in ("none", "d4"):
+        predictor = Predictor(model, device="cpu", precision="float64", tta=tta)
+        upright, turned = (
+            scored(predictor, scene, grid_of(scene, model, core=20)) for scene in scenes
+        )
+        parts[tta] = np.abs(np.rot90(upright, axes=(1, 2)).astype(int) - turned).max()
+    assert parts["d4"] <= 1  # eight numbers are added in another order
+    assert parts["none"] > 1
+
+
+def test_whole_tiles_are_turned_too(write_raster: WriteRaster) -> None:
+    predictor = Predictor(
+        random_model(depth=1), device="cpu", precision="float32", tta="d4", whole=True
+    )
+    scene = Scene.open(write_raster(noise(24, 36)))
+    window = Window(row_off=0, col_off=0, height=24, width=36)
+    image = with_validity(*scene.read(window, BANDS))
+    (found,) = predictor.scores(image, [window.within(window)])
+    wanted = mean_over_symmetries(whole_probabilities(predictor), image.numpy())
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-6)
+
+
+# --- memory that does not suffice -------------------------------------------------
+
+
+@pytest.fixture
+def scene(write_raster: WriteRaster) -> Scene:
+    return Scene.open(write_raster(noise(70, 110)))
+
+
+FitsMemory = Callable[[Predictor, torch.Tensor], bool]
+
+
+@pytest.fixture
+def short_of_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[FitsMemory], None]:
+    """Makes every pass run out of memory, as on a GPU, for which something is false."""
+
+    def limit(fits: FitsMemory) -> None:
+        for name in ("_core", "_whole"):
+            monkeypatch.setattr(
+                Predictor, name, limited(getattr(Predictor, name), fits)
+            )
+
+    def limited(run: Callable[..., torch.Tensor], fits: FitsMemory) -> Any:
+        def run_or_fail(
+            self: Predictor, tiles: torch.Tensor, *args: Any, **options: Any
+        ) -> torch.Tensor:
+            if not fits(self, tiles):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return run(self, tiles, *args, **options)
+
+        return run_or_fail
+
+    return limit
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(4, [8, 4]), (3, [8, 4, 2]), (1, [8, 4, 2, 1]), (8, [8])]
+)
+@pytest.mark.parametrize("tta", ["none", "d4"])
+def test_half_as_many_tiles_are_run_where_memory_holds_no_more(
+    scene: Scene,
+    short_of_memory: Callable[[FitsMemory], None],
+    caplog: pytest.LogCaptureFixture,
+    *,
+    most: int,
+    sizes: list[int],
+    tta: Augmentation,
+) -> None:
+    model = random_model(depth=1)
+    grid = grid_of(scene, model, core=16)
+
+    def predictor(batch_size: int) -> Predictor:
+        return Predictor(
+            model,
+            device="cpu",
+            precision="float32",
+            batch_size=batch_size,
+            tta=tta,
+        )
+
+    wanted = scored(predictor(1), scene, grid)
+    short_of_memory(lambda _, tiles: len(tiles) <= most)
+    tried = predictor(8)
+    np.testing.assert_array_equal(scored(tried, scene, grid), wanted)
+    assert tried.batch_size == sizes[-1]
+    assert warnings_of(caplog) == [
+        f"the memory of cpu does not hold a batch of {size} tiles; going on with {half}"
+        for size, half in itertools.pairwise(sizes)
+    ]
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_memory_may_fail_at_any_batch_and_no_tile_is_lost(
+    scene: Scene, short_of_memory: Callable[[FitsMemory], None], call: int
+) -> None:
+    model = random_model(depth=1)
+    grid = grid_of(scene, model, core=16)
+    (block,) = grid.blocks(10)
+    predictor = Predictor(model, device="cpu", precision="float32", batch_size=6)
+    wanted = predict_block(predictor, scene, block, grid, bands=BANDS).scores
+    calls = itertools.count(1)
+    short_of_memory(lambda *_: next(calls) != call)
+    found = predict_block(predictor, scene, block, grid, bands=BANDS).scores
+    np.testing.assert_array_equal(found, wanted)
+    assert predictor.batch_size == 3
+
+
+def test_a_batch_that_cannot_be_copied_to_the_device_is_halved_too(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(depth=1)
+    grid = grid_of(scene, model, core=16)
+    wanted = scored(Predictor(model, device="cpu", precision="float32"), scene, grid)
+    stage = Predictor._stage
+
+    def limited(self: Predictor, *args: Any) -> torch.Tensor:
+        if self.batch_size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return stage(self, *args)
+
+    monkeypatch.setattr(Predictor, "_stage", limited)
+    predictor = Predictor(model, device="cpu", precision="float32", batch_size=8)
+    np.testing.assert_array_equal(scored(predictor, scene, grid), wanted)
+    assert predictor.batch_size == 2
+
+
+def test_where_one_tile_is_too_much_shorter_strips_of_it_are_run(
+    scene: Scene,
+    short_of_memory: Callable[[FitsMemory], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = random_model(depth=1)
+    grid = grid_of(scene, model, core=16)
+    predictor = Predictor(model, device="cpu", precision="float32")
+    wanted = scored(predictor, scene, grid)
+    strip = predictor._levelwise.strip_bytes
+    short_of_memory(lambda self, _: self._levelwise.strip_bytes <= strip // 4)
+    np.testing.assert_array_equal(scored(predictor, scene, grid), wanted)
+    assert warnings_of(caplog) == 2 * [
+        "the memory of cpu does not hold a tile; going on with shorter strips of it"
+    ]
+    assert predictor._levelwise.strip_bytes == strip // 4
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_tile_that_memory_cannot_hold_is_an_error_that_says_what_to_do(
+    scene: Scene,
+    short_of_memory: Callable[[FitsMemory], None],
+    caplog: pytest.LogCaptureFixture,
+    whole: bool,
+) -> None:
+    model = random_model(depth=1)
+    grid = grid_of(scene, model, core=16)
+    predictor = Predictor(
+        model, device="cpu", precision="float32", batch_size=4, whole=whole
+    )
+    short_of_memory(lambda *_: False)
+    with pytest.raises(
+        ModelError,
+        match=r"memory of cpu does not hold one tile: CUDA out .* smaller --tile-size$",
+    ):
+        predict_block(
+            predictor,
+            scene,
+            grid[0],
+            grid,
+            bands=BANDS,
+            blend="hann" if whole else "crop",
+        )
+    in_strips = ["strips" in warning for warning in warnings_of(caplog)]
+    assert in_strips[:2] == [False, False]  # 4, 2, 1
+    assert all(in_strips[2:])
+    assert (len(in_strips) == 2) == whole  # a whole tile is not run in strips
+
+
+def test_the_receipt_has_the_batch_that_memory_held(
+    write_raster: WriteRaster,
+    tmp_path: Path,
+    short_of_memory: Callable[[FitsMemory], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = write_raster(noise(90, 140))
+    model = save_tiny(tmp_path / "tiny.safetensors")
+
+    def masks(out: str, batch_size: int) -> tuple[bytes, dict[str, Any]]:
+        result = run(
+            path,
+            tmp_path / out,
+            model=str(model),
+            device="cpu",
+            tile_size=64,
+            batch_size=batch_size,
+        )
+        item = json.loads(result.receipt.read_text())
+        return result.outputs["mask"].read_bytes(), item["properties"]
+
+    wanted, plain = masks("plain", 1)
+    short_of_memory(lambda _, tiles: len(tiles) <= 3)
+    found, properties = masks("short", 5)
+    assert found == wanted
+    assert plain["geounet:grid"]["batch_size"] == 1
+    assert properties["geounet:grid"]["batch_size"] == 2
+    assert properties["geounet:parameters"]["batch_size"] == 5
+    assert len(warnings_of(caplog)) == 1

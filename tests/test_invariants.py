@@ -99,6 +99,11 @@ def holed(write_raster: WriteRaster) -> Path:
     return write_raster(pixels, nodata=0)
 
 
+@pytest.fixture
+def many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "LARGEST_CORE", 48)
+
+
 def read(path: Path) -> NDArray[Any]:
     with rasterio.open(path) as src:
         pixels: NDArray[Any] = src.read()
@@ -163,11 +168,19 @@ def scene_shape(scene: Scene) -> tuple[int, int]:
     return scene.height, scene.width
 
 
-@pytest.mark.parametrize("tile_size", [None, 24, 32, 64, 160])
+@pytest.mark.parametrize(
+    "cut", [(None, 3072), (None, 40), (36, 45), (64, 48), (160, 3072)], ids=str
+)
 def test_a_run_gives_the_scores_and_classes_of_one_pass_whatever_the_tile(
-    go: Runner, holed: Path, oracle: Oracle, tile_size: int | None
+    go: Runner,
+    holed: Path,
+    oracle: Oracle,
+    monkeypatch: pytest.MonkeyPatch,
+    cut: tuple[int | None, int],
 ) -> None:
-    """I1 and I7."""
+    """I1 and I7, in one block and in many."""
+    tile_size, largest_core = cut
+    monkeypatch.setattr(planning, "LARGEST_CORE", largest_core)
     result = go(holed, scores=True, tile_size=tile_size)
     scores, mask = read(result.outputs["scores"]), read(result.outputs["mask"])
     settled = oracle.settled
@@ -261,6 +274,7 @@ def specks(height: int, width: int) -> NDArray[np.uint8]:
     return rng.choice(np.array([30, 200], np.uint8), (3, height, width))
 
 
+@pytest.mark.usefixtures("many_blocks")
 @EVERY_WAY_UP
 def test_a_pixel_of_the_scene_is_that_pixel_of_the_mask(
     go: Runner, copying: Path, write_raster: WriteRaster, name: str
@@ -290,7 +304,7 @@ def test_a_pixel_of_the_scene_is_that_pixel_of_the_mask(
 def test_the_working_grid_has_the_scenes_extent_in_rational_numbers(
     write_raster: WriteRaster, name: str, ground_size: float
 ) -> None:
-    """I4: coefficients are right to the last bit but one, and the corner to the last."""
+    """I4: coefficients to the last bit but one, and the corner to the last."""
     scene = Scene.open(write_raster(textured(64, 96), transform=TRANSFORMS[name]))
     working = scene.resampled_to(ground_size)
     assert working.resampled
@@ -323,9 +337,8 @@ def moved(transform: Affine, row: int, col: int) -> Affine:
     """Of the part of a raster from (row, col) on; in rational numbers, and exact."""
     a, b, c, d, e, f = (Fraction(value) for value in transform[:6])
     corner = a * col + b * row + c, d * col + e * row + f
-    shifted = Affine(
-        *transform[:2], float(corner[0]), *transform[3:5], float(corner[1])
-    )
+    across, down = (float(value) for value in corner)
+    shifted = Affine(transform.a, transform.b, across, transform.d, transform.e, down)
     assert (Fraction(shifted.c), Fraction(shifted.f)) == corner
     return shifted
 
@@ -348,6 +361,7 @@ def inner_features(
     )
 
 
+@pytest.mark.usefixtures("many_blocks")
 @pytest.mark.parametrize("name", ["north-up", "south-up", "rotated"])
 def test_a_part_of_a_scene_gives_the_mask_and_polygons_of_that_part(
     go: Runner, tmp_path: Path, write_raster: WriteRaster, name: str
@@ -357,9 +371,7 @@ def test_a_part_of_a_scene_gives_the_mask_and_polygons_of_that_part(
     pixels, (row, col), (height, width) = textured(240, 320), (22, 36), (197, 233)
     whole_at = TRANSFORMS[name]
     part_at = moved(whole_at, row, col)
-    whole = go(
-        write_raster(pixels, transform=whole_at), model=str(model), tile_size=128
-    )
+    whole = go(write_raster(pixels, transform=whole_at), model=str(model), tile_size=56)
     cut = pixels[:, row : row + height, col : col + width]
     scene = write_raster(cut, transform=part_at, name="part/scene.tif")
     part = go(scene, model=str(model), tile_size=80)
@@ -449,12 +461,7 @@ def test_nodata_is_nodata_and_changes_nothing_beyond_the_models_radius(
 # --- I6: who does the work, and when ----------------------------------------------
 
 
-@pytest.fixture
-def many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "LARGEST_CORE", 48)
-
-
-OPTIONS = {"scores": True, "tile_size": 40}
+OPTIONS: dict[str, Any] = {"scores": True, "tile_size": 40}
 
 
 @pytest.fixture

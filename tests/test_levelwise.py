@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from geounet import levelwise
@@ -41,11 +42,28 @@ def tiles(net: UNet, *, rows: int = 2, cols: int = 3, count: int = 2) -> Tensor:
     return torch.randn(count, 3, height, width, dtype=torch.float64)
 
 
-def levelled(ready: LevelwiseUNet, x: Tensor) -> Tensor:
-    """Logits of cores, level by level, in the network's precision."""
-    dtype = ready.network.head.weight.dtype
+def levelled(
+    ready: LevelwiseUNet,
+    x: Tensor,
+    *,
+    seen: Callable[[Tensor], object] = lambda rows: None,
+    finish: Callable[[Tensor], Tensor] = torch.clone,
+) -> Tensor:
+    """What ``finish`` makes of the logits of cores, in the network's precision.
+
+    ``seen`` is shown the rows of tiles that are taken.
+    """
+    dtype, stem = ready.network.head.weight.dtype, ready.network.stem
+
+    def start(rows: Tensor) -> Tensor:
+        seen(rows)
+        squares = F.pixel_unshuffle(rows.to(dtype), stem)
+        return squares.contiguous(memory_format=torch.channels_last)
+
     with torch.inference_mode():
-        return ready(x, start=lambda rows: rows.to(dtype), finish=torch.clone)
+        return ready(
+            x, start=start, finish=lambda head: finish(F.pixel_shuffle(head, stem))
+        )
 
 
 def plain(net: UNet, x: Tensor) -> Tensor:
@@ -132,13 +150,7 @@ def test_no_strip_holds_more_rows_than_it_may() -> None:
     ready = LevelwiseUNet(net)
     ready.strip_bytes = SHORT_STRIPS
     taken = []
-
-    def start(rows: Tensor) -> Tensor:
-        taken.append(rows.shape[2])
-        return rows
-
-    with torch.inference_mode():
-        ready(tiles(net), start=start, finish=torch.clone)
+    levelled(ready, tiles(net), seen=lambda rows: taken.append(rows.shape[2]))
     assert set(taken) == {(2 + 2 * levelwise.RIM) * net.stem}
 
 
@@ -152,8 +164,7 @@ def test_finish_is_given_every_row_of_the_core_once_and_nothing_of_the_halo() ->
         given.append(logits)
         return (logits > 0).to(torch.uint8)
 
-    with torch.inference_mode():
-        found = ready(x := tiles(net), start=lambda rows: rows, finish=finish)
+    found = levelled(ready, x := tiles(net), finish=finish)
     wanted = plain(net, x)
     assert len(given) > 1
     assert apart(torch.cat(given, dim=2), wanted) <= 1e-12

@@ -31,7 +31,6 @@ from geounet.raster import (
     COG_BLOCK,
     Collar,
     Scene,
-    read_overview,
     replacing,
     write_cog,
 )
@@ -926,34 +925,6 @@ def test_validity_is_that_of_gdal(shared_data: Path, name: str) -> None:
         mask = src.dataset_mask() > 0
     _, valid = scene.read(whole(scene), scene.image_bands)
     np.testing.assert_array_equal(valid, mask)
-
-
-# Overviews ---------------------------------------------------------------------------
-
-
-def test_an_overview_is_small_and_knows_what_is_void(write_raster: WriteRaster) -> None:
-    pixels = np.full((3, 400, 200), 100, dtype="uint8")
-    pixels[:, :, 100:] = 200
-    pixels[:, :80] = 0
-    path = write_raster(pixels)
-    for scene in (path, Scene.open(path), Scene.open(path).resampled_to(9.0)):
-        small, valid = read_overview(scene, max_size=50, bands=(1, 3))
-        assert small.shape == (2, 50, 25)
-        assert (small[:, 11:, :12] == 100).all()
-        assert not valid[:10].any()
-        assert valid[10:].all()
-    assert read_overview(path, max_size=1000, bands=(1,))[0].shape == (1, 400, 200)
-    with pytest.raises(RasterError, match="bands 1 to 3, got 4"):
-        read_overview(path, max_size=50, bands=(4,))
-
-
-def test_an_overview_of_nodata_is_void(write_raster: WriteRaster) -> None:
-    pixels = noise(1, 100, 100)
-    pixels[:, 50:] = 0
-    path = write_raster(pixels, nodata=0)
-    _, valid = read_overview(path, max_size=20, bands=(1,))
-    assert valid[:10].all()
-    assert not valid[10:].any()
 
 
 # Writing -----------------------------------------------------------------------------
