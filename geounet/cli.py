@@ -315,7 +315,7 @@ def _tell(progress: Progress, result: Result) -> None:
         progress.say(f"{name}: nothing has changed, nothing was done")
         return
     found = ", ".join(f"{count} {cls}" for cls, count in result.features.items())
-    seconds = sum(result.seconds.values())
+    seconds = result.seconds["total"]
     progress.say(f"{name}: {found} in {seconds:.1f} s -> {result.receipt.parent}")
 
 

@@ -228,6 +228,11 @@ class Predictor:
             yield from answer[: len(windows) - done]
             done += size
 
+    def release(self) -> None:
+        """Let go of the memory that is kept from one tile to the next."""
+        with self._one_at_a_time:
+            self._levelwise.release()
+
     def _answer(self, batch: Tensor, stretch: Stretch | None) -> Tensor:
         if self.tta == "none" and not self.whole:
             return self._core(batch, stretch, finish=self._scored)
@@ -481,6 +486,7 @@ def _averaged(
 
 
 _loading = threading.Lock()
+_loaded: dict[Engine, Predictor] = {}
 
 
 def predictor_for(engine: Engine) -> Predictor:
@@ -490,10 +496,19 @@ def predictor_for(engine: Engine) -> Predictor:
         ModelError: the file is not the one the run was planned with.
     """
     with _loading:
-        return _load(engine)
+        if engine not in _loaded:
+            predictor = _load(engine)
+            _loaded.clear()  # one model at a time is in memory
+            _loaded[engine] = predictor
+        return _loaded[engine]
 
 
-@lru_cache(maxsize=2)
+def release_memory() -> None:
+    """Let go of what this process's predictor keeps from one tile to the next."""
+    for predictor in tuple(_loaded.values()):
+        predictor.release()
+
+
 def _load(engine: Engine) -> Predictor:
     if engine.threads:
         torch.set_num_threads(engine.threads)

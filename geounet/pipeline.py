@@ -8,7 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -42,6 +42,7 @@ from geounet.inference import (
     Stretch,
     predict_block,
     predictor_for,
+    release_memory,
     resolve_device,
 )
 from geounet.planning import (
@@ -75,6 +76,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
+WRITERS = 2
+"""Files written at once: compressing and formatting take turns on a core each."""
+
 Report = Callable[[str, int, int], None]
 """Told (stage, done, total) as the work goes on."""
 
@@ -94,7 +98,7 @@ class Result:
     features: dict[str, int] = field(default_factory=dict)
     """Features written, by class."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall time by stage."""
+    """Wall time by stage, of which some run beside others, and in total."""
 
 
 def run(
@@ -193,10 +197,19 @@ def _staged(work: Plan, *, client: Client, clock: Clock) -> Result:
     parts = Parts(folder=work.staging, blocks=work.blocks)
     files = {role: work.staging / path.name for role, path in work.outputs.items()}
     counts = infer(work, parts, client=client, clock=clock)
-    with ThreadPoolExecutor(max_workers=1) as aside:
-        rasters = aside.submit(write_rasters, work, parts, files, clock)
-        features = vectorize(work, parts, files, client=client, clock=clock)
+    with ThreadPoolExecutor(max_workers=WRITERS) as writers:
+        rasters = writers.submit(write_rasters, work, parts, files, clock)
+        with clock.stage("trace"):
+            traced = trace_mask(
+                parts,
+                classes=[entry.id for entry in work.featured.entries],
+                folder=work.staging,
+                run=partial(_run, client),
+            )
+        with clock.stage("export"):
+            features = write_features_of(work, traced, files, writers)
         rasters.result()
+    clock.stop()
     described = describe_run(
         work, files, counts=counts, features=features, seconds=clock.seconds
     )
@@ -219,38 +232,32 @@ def _staged(work: Plan, *, client: Client, clock: Clock) -> Result:
 def write_rasters(
     work: Plan, parts: Parts, files: Mapping[str, Path], clock: Clock
 ) -> None:
-    """Write all that is not vectors; beside them, since both wait for one core."""
+    """Write all that is not vectors."""
     with clock.aside("stitch"):
         stitch(work, parts, files)
     with clock.aside("preview"):
         write_preview(files["preview"], parts, work.shown, dtype=work.scene.dtype)
 
 
-def vectorize(
-    work: Plan, parts: Parts, files: Mapping[str, Path], *, client: Client, clock: Clock
+def write_features_of(
+    work: Plan, traced: TracedMask, files: Mapping[str, Path], writers: Executor
 ) -> dict[str, int]:
-    """Trace the mask and write the features of each class; returns how many."""
-    with clock.stage("trace"):
-        traced = trace_mask(
-            parts,
-            classes=[entry.id for entry in work.featured.entries],
-            folder=work.staging,
-            run=partial(_run, client),
+    """Write the features of each class; returns how many there are."""
+    writing = {
+        entry.name: writers.submit(
+            write_class,
+            files[entry.name],
+            traced,
+            entry,
+            scene=work.scene,
+            rule=rule_of(work.recipe, entry.name),
+            scored=True,
+            model=work.card.name,
+            format=work.recipe.format,
         )
-    with clock.stage("export"):
-        return {
-            entry.name: write_class(
-                files[entry.name],
-                traced,
-                entry,
-                scene=work.scene,
-                rule=rule_of(work.recipe, entry.name),
-                scored=True,
-                model=work.card.name,
-                format=work.recipe.format,
-            )
-            for entry in work.featured.entries
-        }
+        for entry in work.featured.entries
+    }
+    return {name: written.result() for name, written in writing.items()}
 
 
 def remove_stale(work: Plan) -> None:
@@ -272,6 +279,7 @@ class Clock:
 
     def __init__(self, report: Report | None) -> None:
         self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
         self._report = report
 
     def tell(self, stage: str, done: int, total: int) -> None:
@@ -286,6 +294,10 @@ class Clock:
         with self.aside(name):
             yield
         self.tell(name, 1, 1)
+
+    def stop(self) -> None:
+        """Note what all took together: stages run beside each other."""
+        self.seconds["total"] = round(time.perf_counter() - self._began, 3)
 
     @contextmanager
     def aside(self, name: str) -> Iterator[None]:
@@ -421,6 +433,7 @@ def infer(work: Plan, parts: Parts, *, client: Client, clock: Clock) -> Counts:
             by_value += report.counts
             batch_size = min(batch_size, report.batch_size)
             clock.tell("infer", done, total)
+    release_memory()
     return Counts(tiles_run=tiles_run, by_value=by_value, batch_size=batch_size)
 
 

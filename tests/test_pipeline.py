@@ -544,7 +544,8 @@ def test_the_receipt_says_what_was_made_from_what(done: Result, model: Path) -> 
         properties["geounet:versions"]
     )
     assert set(properties["geounet:seconds"]) == {
-        "infer", "stitch", "trace", "export", "preview"
+        "infer", "stitch", "trace", "export", "preview",
+        "total"
     }  # fmt: skip
     for role, path in done.outputs.items():
         asset = item["assets"][role]
