@@ -7,7 +7,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 MADE := $(VENV)/made
 RUN := $(VENV)/installed
 DEV := $(VENV)/installed-dev
-CODE := geounet tests
+BENCH := $(VENV)/installed-bench
+CODE := geounet tests benchmarks
 
 .PHONY: help demo test test-all bench lint format clean
 
@@ -15,7 +16,7 @@ help:
 	@echo "make demo      a synthetic scene through the main job, into demo/"
 	@echo "make test      format, lint, types, then every test that is not slow"
 	@echo "make test-all  the slow tests too"
-	@echo "make bench     time and memory of the main job"
+	@echo "make bench     time and memory of the main job, of SCENE=scene.tif or one drawn"
 	@echo "make lint      format, lint and types alone"
 	@echo "make format    rewrite the code in the project's format"
 	@echo "make clean     remove what these commands made"
@@ -29,8 +30,11 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest
 
-bench: $(DEV)
-	$(BIN)/python -m benchmarks.run
+bench: $(BENCH)
+	$(BIN)/python -m benchmarks.limit $(SCENE)
+	$(BIN)/python -m benchmarks.scale $(SCENE)
+	$(BIN)/python -m benchmarks.backends $(SCENE)
+	$(BIN)/python -m benchmarks.peers $(SCENE)
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .
@@ -56,3 +60,7 @@ $(RUN): $(MADE) pyproject.toml constraints.txt
 $(DEV): $(MADE) pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
 	@touch $(RUN) $@
+
+$(BENCH): $(DEV)
+	$(PIP) -e '.[dev,bench]'
+	@touch $@

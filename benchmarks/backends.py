@@ -1,6 +1,6 @@
 r"""Time a forward pass of the shipped network in several backends, on the CPU.
 
-    python -m benchmarks.backends SCENE [--rounds N] [--json FILE]
+    python -m benchmarks.backends [SCENE] [--rounds N] [--json FILE]
 
 All get the same folded network and the same normalised pixels of one window of the
 scene, turn by turn. What is printed are medians over rounds, give or take half the
@@ -24,6 +24,7 @@ import os
 import shutil
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -36,6 +37,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.jobs import drawn_scene
 from geounet.classes import SCORE_MAX, classify
 from geounet.inference import Precision, best_precision
 from geounet.model import Model, load_model, select_bands
@@ -57,13 +59,15 @@ Forward = Callable[[Tensor], Tensor]
 def main() -> None:
     """Measure, print tables, and write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("scene", type=Path)
+    parser.add_argument("scene", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # exporters, about their own insides
     model = load_model()
-    pixels = read_window(args.scene, model)
+    with tempfile.TemporaryDirectory() as folder:
+        scene = args.scene or drawn_scene(Path(folder))
+        pixels = read_window(scene, model)
     tables = {side: measure(model, *pixels, side, rounds=args.rounds) for side in SIDES}
     for side, rows in tables.items():
         sys.stdout.write(as_text(side, rows))

@@ -1,16 +1,19 @@
 """Time the main job against the plain ways of doing it, with the same weights.
 
-    python -m benchmarks.peers SCENE [--pairs N] [--json FILE]
+    python -m benchmarks.peers [SCENE] [--pairs N] [--own-pixels] [--json FILE]
 
 Every job is a command of its own, from the file to a GeoTIFF mask and one GeoJSON a
 class. The others run the network as it comes: float32, nothing folded, torch's default
 memory format. `pip install geounet[bench]` brings MONAI.
+
+All see the scene at the model's ground size; with --own-pixels all see the file's own,
+as tools do that know nothing of ground size. What is found there makes less sense, and
+there is more of it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -30,7 +33,8 @@ from rasterio.enums import Resampling
 from rasterio.windows import Window
 from torch import Tensor
 
-from geounet.model import Model, load_model
+from benchmarks.jobs import Results, drawn_scene, run_job, show
+from geounet.model import Model, load_model, save_model
 from geounet.raster import Scene
 
 ROI = 512
@@ -46,8 +50,9 @@ Shape = tuple[int, int]
 def main() -> None:
     """Measure, print a table, and write JSON if asked; or do one job the other way."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("scene", type=Path)
+    parser.add_argument("scene", type=Path, nargs="?")
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--own-pixels", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--job", nargs=4, metavar=("WAY", "OUTPUT", "ROWS", "COLS"))
     args = parser.parse_args()
@@ -55,12 +60,11 @@ def main() -> None:
         way, output, rows, cols = args.job
         other_job(WAYS[way], args.scene, Path(output), (int(rows), int(cols)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        found = measure(args.scene, Path(folder), pairs=args.pairs)
-    for name, value in found.items():
-        sys.stdout.write(f"{name:48}{value:.4g}\n")
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        scene = args.scene or drawn_scene(folder)
+        found = measure(scene, folder, pairs=args.pairs, own_pixels=args.own_pixels)
+    show(found, args.json)
 
 
 # --- the other ways -----------------------------------------------------------------
@@ -169,17 +173,24 @@ def write(
 # --- measuring ----------------------------------------------------------------------
 
 
-def measure(scene: Path, folder: Path, *, pairs: int) -> dict[str, float]:
+def measure(scene: Path, folder: Path, *, pairs: int, own_pixels: bool) -> Results:
     """Return seconds, ratios, and how far the masks agree; medians over pairs."""
-    grid = Scene.open(scene).resampled_to(load_model().card.ground_size)
+    opened, model = Scene.open(scene), folder / "model.safetensors"
+    shipped = load_model()
+    size = opened.ground_size if own_pixels else shipped.card.ground_size
+    card = shipped.card.model_copy(
+        update={"ground_size": size, "ground_size_range": (size, size)}
+    )
+    save_model(model, shipped.network, card)
+    grid = opened if own_pixels else opened.resampled_to(card.ground_size)
     shape = str(grid.height), str(grid.width)
     if min(grid.height, grid.width) < SIDE:
         raise SystemExit(f"{scene} is smaller than a window of {SIDE} px")
     seconds: dict[str, list[float]] = {name: [] for name in (OURS, *WAYS)}
     for number in range(pairs):
         output = folder / OURS / str(number)
-        run = ["geounet", "-q", "run", str(scene), "-o", str(output)]
-        seconds[OURS].append(job_seconds(run))
+        options = ("--model", str(model))
+        seconds[OURS].append(run_job(scene, output, *options).seconds)
         for way in WAYS:
             other = folder / f"{way} {number}"
             job = ["--job", way, str(other), *shape]

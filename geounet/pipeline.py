@@ -655,6 +655,8 @@ def describe_run(
             "geounet:grid": {
                 "height": work.scene.height,
                 "width": work.scene.width,
+                "source_height": work.scene.source_height,
+                "source_width": work.scene.source_width,
                 "ground_size": work.scene.ground_size,
                 "tile_size": work.grid.tile_shape,
                 "halo": work.grid.halo,
