@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,7 +238,12 @@ def main(ctx: click.Context, *, verbose: bool, quiet: bool) -> None:
 @main.command()
 @click.argument("scenes", nargs=-1, required=True, type=PATH)
 @_run_options
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be done, and how long and how much memory and disk it would "
+    "take, tried on a few windows of the scene; and stop.",
+)
 @click.pass_obj
 def run(
     progress: Progress,
@@ -264,14 +271,23 @@ def run(
       geounet run scene.tif -o out/ --classes building --format gpkg
       geounet run scene.tif -o out/ --pipeline buildings --dry-run
     """
+    from geounet.forecast import forecast
     from geounet.pipeline import run as run_scene
     from geounet.planning import make_recipe, plan
 
     _refuse_equal_names(scenes)
     if dry_run:
         recipe = make_recipe(pipeline, options)
+        before = time.process_time()
         for scene in scenes:
-            click.echo(plan(scene, output, recipe=recipe).describe())
+            began = time.perf_counter()
+            work = plan(scene, output, recipe=recipe)
+            before += time.perf_counter() - began
+            work = replace(work, up_to_date=work.up_to_date and not overwrite)
+            click.echo(work.describe())
+            if not work.up_to_date:
+                click.echo(forecast(work, before=before).describe())
+            before = 0.0
         return
     failures = 0
     for scene in scenes:

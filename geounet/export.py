@@ -1,25 +1,26 @@
 """Exact regions become features, and features become files that others read.
 
 Two steps. `build_features` gives one batch of regions its holes, outlines, areas and
-scores, in the coordinate system of the scene. `write_features` streams batches into
-one file, so that memory holds a batch and never a class. Neither step looks beyond
-one polygon, so the file does not depend on how the polygons were batched.
+scores, in the coordinate system of the scene and on the globe. `write_features`
+streams batches into one file, so that memory holds a batch and never a class. Neither
+step looks beyond one polygon, so the file does not depend on how the polygons were
+batched. In between outlines are flat arrays: geometries, which cost more to make than
+all the arithmetic on them, are made once, for the writer.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
-import geopandas as gpd
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,7 +37,9 @@ from geounet.vectorize import Regions
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 Geometries = NDArray[np.object_]
+Part = TypeVar("Part", bound=Sized)
 
 _GEOD = pyproj.Geod(ellps="WGS84")
 _BATCH_ROWS = 65_536
@@ -57,6 +60,9 @@ _SCHEMA = pa.schema(
         _GEOMETRY: pa.binary(),
     }
 )
+_CLOCK = threading.Lock()
+"""Held by the one thread whose file GDAL may date 1970."""
+
 _BBOX = pa.struct(dict.fromkeys(["xmin", "ymin", "xmax", "ymax"], pa.float64()))
 
 _OUTPUT_ERRORS = (
@@ -129,7 +135,108 @@ def format_of(name: str | Path) -> str:
     )
 
 
+# Outlines ------------------------------------------------------------------------
+
+
+class Outlines(NamedTuple):
+    """Polygons as flat arrays: n polygons, r closed rings, v vertices."""
+
+    xy: Floats
+    """(v, 2)"""
+
+    rings: Ints
+    """(r + 1,) where each ring starts in ``xy``."""
+
+    polygons: Ints
+    """(n + 1,) where each polygon starts among the rings: its exterior, then holes."""
+
+    @classmethod
+    def of(cls, geometries: Geometries) -> Outlines:
+        """Flatten (n,) shapely Polygons."""
+        _, xy, (rings, polygons) = shapely.to_ragged_array(geometries)
+        return cls(xy, np.asarray(rings, np.int64), np.asarray(polygons, np.int64))
+
+    @classmethod
+    def of_regions(cls, regions: Regions, transform: Affine) -> Outlines:
+        """Place regions on the map, exteriors counterclockwise there.
+
+        Raises:
+            CRSError: the transform maps the raster to a line or a point.
+        """
+        return cls(*regions.closed(transform), regions.polygon_offsets)
+
+    def geometries(self) -> Geometries:
+        """Return (n,) shapely Polygons."""
+        result: Geometries = shapely.from_ragged_array(
+            shapely.GeometryType.POLYGON, self.xy, (self.rings, self.polygons)
+        )
+        return result
+
+    def seams(self) -> Ints:
+        """Return the last vertex of each ring but the last: no edge leads on."""
+        return self.rings[1:-1] - 1
+
+    def steps(self) -> Floats:
+        """Return (v - 1, 2): from each vertex to the next, none across a seam."""
+        steps = np.diff(self.xy, axis=0)
+        steps[self.seams()] = 0
+        return steps
+
+    def ring_sums(self, along: Floats) -> Floats:
+        """Return (r,) sums of what (v - 1,) edges hold; what seams hold is left out."""
+        bounds = np.stack([self.rings[:-1], self.rings[1:] - 1], axis=1).ravel()
+        sums: Floats = np.add.reduceat(along, bounds[:-1])[::2]
+        return sums
+
+    def owners(self) -> NDArray[np.intp]:
+        """Return (v,): the polygon of each vertex."""
+        return np.repeat(
+            np.arange(self.polygons.size - 1), np.diff(self.rings[self.polygons])
+        )
+
+    def holes(self) -> Bools:
+        """Return (r,): whether a ring is a hole."""
+        holes = np.ones(self.rings.size - 1, dtype=bool)
+        holes[self.polygons[:-1]] = False
+        return holes
+
+    def misdirected(self) -> Bools:
+        """Return (n,): whether a ring runs the wrong way, by RFC 7946, or nowhere."""
+        sizes = np.diff(self.rings)
+        x, y = (self.xy - np.repeat(self.xy[self.rings[:-1]], sizes, axis=0)).T
+        twice = self.ring_sums(x[:-1] * y[1:] - x[1:] * y[:-1])
+        wrong = np.where(self.holes(), twice >= 0, twice <= 0)
+        result: Bools = np.logical_or.reduceat(wrong, self.polygons[:-1])
+        return result
+
+
 # Features ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Features:
+    """A batch of n features of one class."""
+
+    class_name: str
+    scene: str | None
+    model: str | None
+
+    area_m2: Floats
+    """(n,) on the ellipsoid, to 0.01."""
+
+    score_mean: Floats
+    """(n,) 0 to 1, to 0.0001; NaN without scores."""
+
+    outlines: Outlines
+    """In the coordinate system of the scene; valid, exteriors counterclockwise."""
+
+    lonlat: Outlines
+    """The same in WGS 84 longitude and latitude as PROJ gives them, jumping from 180
+    to -180, or beyond 180 where a geographic raster goes on. With more vertices where
+    an edge would not be straight."""
+
+    def __len__(self) -> int:
+        return len(self.area_m2)
 
 
 def build_features(
@@ -142,7 +249,7 @@ def build_features(
     score_scale: float | None = None,
     scene: str | None = None,
     model: str | None = None,
-) -> gpd.GeoDataFrame:
+) -> Features:
     """Features of one class, from regions traced exactly on the pixel grid.
 
     What a region becomes depends on nothing but itself: sizes are pixel counts times
@@ -155,17 +262,14 @@ def build_features(
         crs: of the map coordinates; anything ``pyproj.CRS`` understands, or an
             object with ``to_wkt``.
         rule: what to keep and how finely.
-        class_name: value of the column ``class``.
+        class_name: value of the property ``class``.
         score_scale: one unit of the scores as a probability, as a band's scale in
             GDAL: 1/254 where 254 is certainty. None where there are no scores.
         scene: name of the image, repeated in each feature.
         model: name of the model, likewise.
 
     Returns:
-        Columns ``class``, ``area_m2`` (on the ellipsoid, of the geometry given, to
-        0.01), ``score_mean`` (0 to 1, to 0.0001; NaN without scores), ``scene``,
-        ``model`` and ``geometry``: valid Polygons in ``crs``, exterior
-        counterclockwise, in the order of ``regions``.
+        Valid Polygons, in the order of ``regions``.
 
     Raises:
         ConfigError: ``score_scale`` is not in (0, 1].
@@ -178,20 +282,17 @@ def build_features(
         )
     if len(regions) and (rule.min_area or rule.min_hole):
         regions = _sieve(regions, transform, crs, rule)
-    geometry = _outlines(regions, transform, crs, rule.simplify)
-    tolerance = ground_pixel(transform, crs) / _UNSEEN
-    columns = {
-        "class": _repeat(class_name, len(regions)),
-        "area_m2": geodesic_area(geometry, crs, tolerance=tolerance).round(2),
-        "score_mean": _score_mean(regions, score_scale),
-        "scene": _repeat(scene, len(regions)),
-        "model": _repeat(model, len(regions)),
-    }
-    return gpd.GeoDataFrame(columns, geometry=geometry, crs=_map_crs(crs))
-
-
-def _repeat(text: str | None, count: int) -> NDArray[np.object_]:
-    return np.full(count, text, dtype=object)
+    outlines = _outlines(regions, transform, crs, rule.simplify)
+    ground = on_ground(outlines, crs, tolerance=ground_pixel(transform, crs) / _UNSEEN)
+    return Features(
+        class_name=class_name,
+        scene=scene,
+        model=model,
+        area_m2=geodesic_area(ground, crs).round(2),
+        score_mean=_score_mean(regions, score_scale),
+        outlines=outlines,
+        lonlat=ground.lonlat,
+    )
 
 
 def _score_mean(regions: Regions, scale: float | None) -> Floats:
@@ -244,25 +345,24 @@ def _offsets(sizes: NDArray[Any], *, like: NDArray[Any]) -> NDArray[Any]:
 
 def _outlines(
     regions: Regions, transform: Affine, crs: Any, tolerance: float
-) -> Geometries:
+) -> Outlines:
     """Polygons in map coordinates, each simplified where that leaves it valid.
 
     After Douglas and Peucker, keeping topology (``shapely.simplify``), in metres
     along the pixel's sides: degrees and Mercator metres have no length of their own.
     It keeps a subset of the corners, so rounding gives back the exact lattice.
     """
-    exact = regions.geometries(transform[:6])
+    exact = Outlines.of_regions(regions, transform)
     if not (tolerance and len(regions)):
         return exact
     across, down, _ = _ground_steps(regions, transform, crs)
     metres = np.stack([across, down], axis=1)
-    lattice = regions.geometries(Affine.identity()[:6])
+    lattice = Outlines.of_regions(regions, Affine.identity()).geometries()
     simple = shapely.simplify(_scaled(lattice, metres), tolerance)
     simple = _placed(_mapped(_scaled(simple, 1 / metres), np.rint), transform)
     # a hole's corner may lie on a simplified edge: on which side, rounding decides
     good = shapely.is_valid(simple) & ~shapely.is_empty(simple)
-    result: Geometries = np.where(good, simple, exact)
-    return result
+    return Outlines.of(np.where(good, simple, exact.geometries()))
 
 
 def _mapped(geometries: Geometries, function: Callable[[Floats], Floats]) -> Geometries:
@@ -299,9 +399,7 @@ def ground_pixel(transform: Affine, crs: Any) -> float:
     return math.sqrt(abs(transform.determinant)) * _unit(_map_crs(crs))
 
 
-def geodesic_area(
-    geometries: Geometries, crs: Any, *, tolerance: float = 0.01
-) -> Floats:
+def geodesic_area(ground: Ground, crs: Any) -> Floats:
     """Area of polygons on the WGS 84 ellipsoid.
 
     By Green's theorem, the integral of the authalic q along each ring (Snyder 1987,
@@ -310,10 +408,8 @@ def geodesic_area(
     middle. Checked against equal-area maps to 1e-6.
 
     Args:
-        geometries: (n,) Polygons.
-        crs: of their coordinates.
-        tolerance: how far an edge may be from its chord in degrees, in metres on the
-            ground, before it is divided.
+        ground: n polygons, from `on_ground`.
+        crs: of the map.
 
     Returns:
         (n,) square metres.
@@ -321,40 +417,51 @@ def geodesic_area(
     Raises:
         CRSError: ``crs`` has no known relation to WGS 84.
     """
-    if not len(geometries):
+    rings = ground.lonlat
+    if rings.polygons.size == 1:
         return np.zeros(0)
-    flat = _Flat.of(_divided(geometries, crs, tolerance))
-    first = flat.edge_offsets()[:-1]
-    areas = np.abs(np.add.reduceat(_strips(flat, crs), first)) * _GEOD.a**2 / 2
-    areas[flat.holes()] *= -1
-    total: Floats = np.add.reduceat(areas, flat.polygons[:-1])
+    areas = np.abs(rings.ring_sums(_strips(ground, crs))) * _GEOD.a**2 / 2
+    areas[rings.holes()] *= -1
+    total: Floats = np.add.reduceat(areas, rings.polygons[:-1])
     return total
 
 
-def _strips(flat: _Flat, crs: Any) -> Floats:
+def _strips(ground: Ground, crs: Any) -> Floats:
     """Integral of q along each edge, from a base that its ring has in common.
 
     Only differences of q count, and small ones keep their digits: the base is q where
     the ring starts, but at the pole for a ring around it.
+
+    Returns:
+        (v - 1,), meaningless across seams.
     """
-    edge = flat.edges()
-    xy, following = flat.xy[edge], flat.xy[edge + 1]
-    lon, lat = np.radians(_project(flat.xy, crs).T)
-    middle_lon, middle_lat = np.radians(_project((xy + following) / 2, crs).T)
-    step = _wrapped(lon[edge + 1] - lon[edge])
-    half = _wrapped(middle_lon - lon[edge])
-    offsets = flat.edge_offsets()
-    around = np.abs(np.add.reduceat(step, offsets[:-1])) > math.pi
+    rings = ground.lonlat
+    lon, lat = np.radians(rings.xy.T)
+    middle_lon, middle_lat = np.radians(_project(_middles(ground.outlines), crs).T)
+    step = _wrapped(np.diff(lon))
+    half = _wrapped(middle_lon - lon[:-1])
+    around = np.abs(rings.ring_sums(step)) > math.pi
     q = _authalic(lat)
-    start = flat.rings[:-1]
+    start = rings.rings[:-1]
     pole = np.sign(lat[start]) * _authalic(np.array(math.pi / 2))
-    base = np.repeat(np.where(around, pole, q[start]), np.diff(offsets))
+    base = np.repeat(np.where(around, pole, q[start]), np.diff(rings.rings))[:-1]
     strips: Floats = (
-        (q[edge] - base) * (4 * half - step)
+        (q[:-1] - base) * (4 * half - step)
         + (_authalic(middle_lat) - base) * 4 * step
-        + (q[edge + 1] - base) * (3 * step - 4 * half)
+        + (q[1:] - base) * (3 * step - 4 * half)
     ) / 6
     return strips
+
+
+def _middles(outlines: Outlines) -> Floats:
+    """Middle of each edge, (v - 1, 2).
+
+    Between two rings, where there may be no map, it is the vertex before the seam.
+    """
+    middles = (outlines.xy[:-1] + outlines.xy[1:]) / 2
+    seams = outlines.seams()
+    middles[seams] = outlines.xy[seams]
+    return middles
 
 
 def _authalic(lat: Floats) -> Floats:
@@ -392,34 +499,30 @@ def _ground_steps(
 # To longitude and latitude -------------------------------------------------------
 
 
-class _Flat(NamedTuple):
-    """Polygons as flat arrays: closed rings of xy, rings of polygons."""
+class Ground(NamedTuple):
+    """Where polygons lie on the ground, with edges that are straight in degrees too."""
 
-    xy: Floats
-    rings: Ints
-    polygons: Ints
+    outlines: Outlines
+    """In map coordinates."""
 
-    @classmethod
-    def of(cls, geometries: Geometries) -> _Flat:
-        _, xy, (rings, polygons) = shapely.to_ragged_array(geometries)
-        return cls(xy, np.asarray(rings, np.int64), np.asarray(polygons, np.int64))
+    lonlat: Outlines
+    """The same vertices in WGS 84 longitude and latitude."""
 
-    def edges(self) -> Ints:
-        """Vertex that each edge starts from; the edge ends at the next vertex."""
-        return np.delete(np.arange(len(self.xy)), self.rings[1:] - 1)
 
-    def edge_offsets(self) -> Ints:
-        return self.rings - np.arange(self.rings.size)
+def on_ground(outlines: Outlines, crs: Any, *, tolerance: float) -> Ground:
+    """Find where polygons lie on the ground.
 
-    def holes(self) -> NDArray[np.bool_]:
-        holes = np.ones(self.rings.size - 1, dtype=bool)
-        holes[self.polygons[:-1]] = False
-        return holes
+    Args:
+        outlines: in map coordinates.
+        crs: of these.
+        tolerance: how far an edge may be from its chord in degrees, in metres on the
+            ground, before it is divided.
 
-    def owners(self) -> NDArray[np.intp]:
-        """Polygon of each edge."""
-        ring = np.repeat(np.arange(self.polygons.size - 1), np.diff(self.polygons))
-        return np.repeat(ring, np.diff(self.edge_offsets()))
+    Raises:
+        CRSError: ``crs`` has no known relation to WGS 84.
+    """
+    divided = _divided(outlines, crs, tolerance)
+    return Ground(divided, divided._replace(xy=_project(divided.xy, crs)))
 
 
 def _map_crs(crs: Any) -> pyproj.CRS:
@@ -454,48 +557,35 @@ def _project(xy: Floats, crs: Any) -> Floats:
     return lonlat
 
 
-def _lonlat(
-    geometries: Geometries, crs: Any, tolerance: float
-) -> tuple[Geometries, _Flat]:
-    """Polygons in longitude and latitude, as geometries and flat."""
-    divided = _divided(geometries, crs, tolerance)
-    flat = _Flat.of(divided)
-    flat = flat._replace(xy=_project(flat.xy, crs))
-    return shapely.set_coordinates(divided, flat.xy), flat
-
-
-def _divided(geometries: Geometries, crs: Any, tolerance: float) -> Geometries:
+def _divided(outlines: Outlines, crs: Any, tolerance: float) -> Outlines:
     """Polygons whose edges are as good as straight in degrees too.
 
     A straight edge on a map is a curve in degrees: 85 m off after 50 km at 60 degrees
-    north. Edges are divided until they are within ``tolerance`` metres.
+    north. Edges are divided until they are within ``tolerance`` metres. Most are from
+    the start, and polygons that have only such edges are passed on as they are.
     """
-    limits = _longest_edges(_Flat.of(geometries), _map_crs(crs), tolerance)
-    divided: Geometries = shapely.segmentize(geometries, limits)
-    return divided
-
-
-def _longest_edges(flat: _Flat, crs: pyproj.CRS, tolerance: float) -> Floats:
-    """For each polygon, the edge length (CRS units) that strays ``tolerance`` metres.
-
-    Measured, not derived, so that it holds in any projection: how far the edge is
-    from its chord in degrees grows with the square of the length.
-    """
-    unit = _unit(crs)
-    limits = np.full(flat.polygons.size - 1, _GEOD.a / 2 / unit)
-    edges = flat.edges()
-    start, vector = flat.xy[edges], flat.xy[edges + 1] - flat.xy[edges]
-    length = np.hypot(*vector.T)
+    system = _map_crs(crs)
+    unit = _unit(system)
+    steps = outlines.steps()
+    length = np.hypot(*steps.T)
     # curvature is about tan(latitude) / radius: shorter ones cannot stray so far
     # below 89.4 degrees
-    long = length * unit > math.sqrt(8 * _GEOD.a * tolerance / 100)
-    if not long.any():
-        return limits
-    stray = _stray(start[long], vector[long], crs)
+    (long,) = np.nonzero(length * unit > math.sqrt(8 * _GEOD.a * tolerance / 100))
+    if not long.size:
+        return outlines
+    owners, length = outlines.owners()[long], length[long]
+    limits = np.full(outlines.polygons.size - 1, _GEOD.a / 2 / unit)
+    # measured, not derived, so that it holds in any projection: how far an edge is
+    # from its chord in degrees grows with the square of the length
+    stray = _stray(outlines.xy[long], steps[long], system)
     with np.errstate(divide="ignore"):
-        needed = length[long] * np.sqrt(tolerance / stray)
-    np.minimum.at(limits, flat.owners()[long], needed)
-    return limits
+        np.minimum.at(limits, owners, length * np.sqrt(tolerance / stray))
+    bent = np.unique(owners[length > limits[owners]])
+    if not bent.size:
+        return outlines
+    geometries = outlines.geometries()
+    geometries[bent] = shapely.segmentize(geometries[bent], limits[bent])
+    return Outlines.of(geometries)
 
 
 def _stray(start: Floats, vector: Floats, crs: pyproj.CRS) -> Floats:
@@ -519,24 +609,27 @@ def _wrapped(radians: Floats) -> Floats:
 # Across the antimeridian ---------------------------------------------------------
 
 
-def _cut(geometries: Geometries, flat: _Flat) -> Geometries:
+def _crossing(lonlat: Outlines) -> Bools:
+    """Which of n polygons cross the antimeridian or lie beyond it."""
+    beyond = np.abs(lonlat.xy[:, 0]) > _HALF_TURN
+    beyond[:-1] |= np.abs(lonlat.steps()[:, 0]) > _HALF_TURN
+    crossing = np.zeros(lonlat.polygons.size - 1, dtype=bool)
+    crossing[lonlat.owners()[beyond]] = True
+    return crossing
+
+
+def _cut(polygons: Geometries) -> Geometries:
     """Cut polygons at the antimeridian (RFC 7946, section 3.1.9).
 
     Args:
-        geometries: (n,) Polygons with longitudes as PROJ gives them, jumping from
-            180 to -180, or beyond 180 where a geographic raster goes on.
-        flat: the same.
+        polygons: (n,) Polygons with longitudes as in `Features`.
 
     Returns:
         (n,) Polygons, and MultiPolygons where something had to be cut.
     """
-    edges, owners = flat.edges(), flat.owners()
-    lon = flat.xy[:, 0]
-    jump = np.abs(lon[edges + 1] - lon[edges])
-    crosses = np.maximum(jump, np.abs(lon[edges])) > _HALF_TURN
-    result = geometries.copy()
-    for index in np.unique(owners[crosses]):
-        polygon = geometries[index]
+    result = polygons.copy()
+    for index in np.flatnonzero(_crossing(Outlines.of(polygons))):
+        polygon = polygons[index]
         result[index] = shapely.difference(
             _on_globe(polygon.exterior),
             shapely.union_all([_on_globe(hole) for hole in polygon.interiors]),
@@ -576,7 +669,7 @@ def _closed_at_pole(lonlat: Floats) -> Floats:
 
 def write_features(
     path: str | Path,
-    batches: Iterable[gpd.GeoDataFrame],
+    batches: Iterable[Features],
     *,
     crs: Any,
     pixel_size: float,
@@ -594,10 +687,9 @@ def write_features(
 
     Args:
         path: the file; replaced if it exists.
-        batches: frames with Polygons in ``crs`` and the columns of the first of
-            them; read once, one at a time. None at all, or empty ones, give a valid
-            empty file.
-        crs: of the geometries.
+        batches: with outlines in ``crs``; read once, one at a time. None at all, or
+            empty ones, give a valid empty file.
+        crs: of the outlines.
         pixel_size: metres (`ground_pixel`); decides the decimals of GeoJSON.
         format: a key of `FORMATS`; None goes by the suffix of ``path``.
         layer: name of the layer; None takes the stem of ``path``.
@@ -612,15 +704,15 @@ def write_features(
     """
     path = Path(path)
     key = format_of(format if format is not None else path)
-    frames = iter(batches)
     source = _map_crs(crs)
-    if key == "geojson":
-        decimals = coordinate_decimals(pixel_size)
-        frames = _to_rfc7946(frames, source, pixel_size, decimals)
-        source = pyproj.CRS("OGC:CRS84")
-    # a feature is a line of GeoJSON, whatever the batches: none is held for the next
-    stream = _Stream(frames, regrouped=key != "geojson")
     name = layer if layer is not None else path.stem
+    stream: _Stream[Any]
+    if key == "geojson":
+        _project(np.empty((0, 2)), source)  # a CRS that will not do fails at once
+        decimals = coordinate_decimals(pixel_size)
+        stream = _Stream(_feature_lines(batch, decimals) for batch in batches)
+    else:
+        stream = _Stream(_regrouped(map(_record_batch, batches)))
     with _written(path, stream) as partial:
         if key == "geojson":
             _write_geojson(partial, stream, name)
@@ -644,29 +736,34 @@ def coordinate_decimals(pixel_size: float) -> int:
     return max(7, 7 + math.ceil(-math.log10(pixel_size / 0.3)))
 
 
-def _to_rfc7946(
-    frames: Iterable[gpd.GeoDataFrame], crs: Any, pixel_size: float, decimals: int
-) -> Iterator[gpd.GeoDataFrame]:
-    _project(np.empty((0, 2)), crs)  # a CRS that will not do fails without features
-    for frame in frames:
-        geometries = np.asarray(frame.geometry.array, dtype=object)
-        if len(geometries):
-            placed = _cut(*_lonlat(geometries, crs, pixel_size / _UNSEEN))
-            geometries = _rounded(placed, decimals)
-        moved = gpd.GeoSeries(geometries, frame.index, crs="OGC:CRS84")
-        # empty only where rounding left nothing of a sliver
-        yield frame.set_geometry(moved)[~shapely.is_empty(geometries)]
+def _rfc7946(lonlat: Outlines, decimals: int) -> Geometries:
+    """Geometries as the file will have them: rounded, cut, valid, the right way round.
+
+    Empty only where rounding left nothing of a sliver.
+    """
+    if lonlat.polygons.size == 1:
+        return lonlat.geometries()
+    rounded = lonlat._replace(xy=_rounded(lonlat.xy, decimals))
+    geometries = rounded.geometries()
+    faulty = _crossing(lonlat) | rounded.misdirected() | ~shapely.is_valid(geometries)
+    if faulty.any():
+        geometries[faulty] = _mended(lonlat.geometries()[faulty], decimals)
+    return geometries
 
 
-def _rounded(geometries: Geometries, decimals: int) -> Geometries:
-    """Round as the file will; mend what rounding broke, empty if nothing is left."""
+def _rounded(xy: Floats, decimals: int) -> Floats:
     # adding zero turns -0.0 into 0.0
-    rounded = _mapped(geometries, lambda xy: xy.round(decimals) + 0.0)
+    return xy.round(decimals) + 0.0
+
+
+def _mended(polygons: Geometries, decimals: int) -> Geometries:
+    """Cut, round, and mend what rounding broke; empty if nothing is left."""
+    placed = _cut(polygons)
+    rounded = _mapped(placed, lambda xy: _rounded(xy, decimals))
     broken = ~shapely.is_valid(rounded)
-    if broken.any():
-        mended = shapely.set_precision(geometries[broken], 10.0**-decimals)
-        rounded[broken] = _mapped(mended, lambda xy: xy.round(decimals) + 0.0)
-    return rounded
+    mended = shapely.set_precision(placed[broken], 10.0**-decimals)
+    rounded[broken] = _mapped(mended, lambda xy: _rounded(xy, decimals))
+    return _directed(rounded)
 
 
 def _regrouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -689,59 +786,52 @@ def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return batch
 
 
-class _Stream:
-    """Frames on their way to GDAL or Parquet as Arrow batches.
+class _Stream(Generic[Part]):
+    """Parts on their way to a file, counted by their rows.
 
-    An exception in a Python iterator does not survive Arrow's C interface, so it is
-    kept here. The schema is that of the first frame; without one, `build_features`'s.
+    An exception in a Python iterator does not survive Arrow's C interface, and is not
+    the file's fault, so it is kept here.
     """
 
-    def __init__(
-        self, frames: Iterator[gpd.GeoDataFrame], *, regrouped: bool = True
-    ) -> None:
-        first = list(itertools.islice(frames, 1))
-        self.schema = _schema_of(first[0]) if first else _SCHEMA
-        self._frames = itertools.chain(first, frames)
-        self._regroup = _regrouped if regrouped else iter
+    def __init__(self, parts: Iterable[Part]) -> None:
+        self._parts = parts
         self.rows = 0
         self.error: BaseException | None = None
 
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
+    def __iter__(self) -> Iterator[Part]:
         try:
-            batches = (_record_batch(f, self.schema) for f in self._frames)
-            for batch in self._regroup(batches):
-                yield batch
-                self.rows += batch.num_rows
+            for part in self._parts:
+                yield part
+                self.rows += len(part)
         except BaseException as error:
             self.error = error
             raise
 
 
-def _schema_of(frame: gpd.GeoDataFrame) -> pa.Schema:
-    columns = frame.drop(columns=frame.geometry.name)
-    fields = [pa.field(name, _arrow_type(columns[name].dtype)) for name in columns]
-    return pa.schema([*fields, pa.field(_GEOMETRY, pa.binary())])
-
-
-def _arrow_type(dtype: Any) -> pa.DataType:
-    known = {"b": pa.bool_(), "i": pa.int64(), "u": pa.int64(), "f": pa.float64()}
-    return known.get(dtype.kind, pa.string())
-
-
-def _record_batch(frame: gpd.GeoDataFrame, schema: pa.Schema) -> pa.RecordBatch:
-    """One batch, geometry as ISO WKB; NaN becomes null, which JSON can say."""
-    arrays = [
-        pa.array(frame[field.name].to_numpy(), field.type, from_pandas=True)
-        for field in schema
-        if field.name != _GEOMETRY
+def _record_batch(features: Features) -> pa.RecordBatch:
+    """One batch, geometry as ISO WKB; NaN becomes null."""
+    count = len(features)
+    columns = [
+        pa.repeat(pa.scalar(features.class_name, pa.string()), count),
+        pa.array(features.area_m2, from_pandas=True),
+        pa.array(features.score_mean, from_pandas=True),
+        pa.repeat(pa.scalar(features.scene, pa.string()), count),
+        pa.repeat(pa.scalar(features.model, pa.string()), count),
+        pa.array(_wkb(features.outlines), pa.binary()),
     ]
-    geometries = _oriented(np.asarray(frame.geometry.array, object))
-    wkb = shapely.to_wkb(geometries, flavor="iso")
-    arrays.append(pa.array(wkb, pa.binary()))
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+    return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
 
 
-def _oriented(geometries: Geometries) -> Geometries:
+def _wkb(outlines: Outlines) -> NDArray[np.object_]:
+    geometries = outlines.geometries()
+    if geometries.size:
+        wrong = outlines.misdirected()
+        geometries[wrong] = _directed(geometries[wrong])
+    wkb: NDArray[np.object_] = shapely.to_wkb(geometries, flavor="iso")
+    return wkb
+
+
+def _directed(geometries: Geometries) -> Geometries:
     """Exteriors counterclockwise and holes clockwise, MultiPolygons reordered."""
     rings, owner = shapely.get_rings(geometries, return_index=True)
     exterior = np.diff(owner, prepend=-1) > 0
@@ -754,7 +844,7 @@ def _oriented(geometries: Geometries) -> Geometries:
 
 
 @contextmanager
-def _written(path: Path, stream: _Stream) -> Iterator[Path]:
+def _written(path: Path, stream: _Stream[Any]) -> Iterator[Path]:
     """A temporary file beside ``path``, moved there if the body succeeds.
 
     Raises:
@@ -778,7 +868,7 @@ def _written(path: Path, stream: _Stream) -> Iterator[Path]:
             raise stream.error
 
 
-def _write_geojson(path: Path, stream: _Stream, name: str) -> None:
+def _write_geojson(path: Path, stream: _Stream[list[str]], name: str) -> None:
     """One feature a line, coordinates as short as they read back exactly.
 
     Not by GDAL's driver: 3.12 takes the nines of 48.09999990 for noise and writes
@@ -787,19 +877,34 @@ def _write_geojson(path: Path, stream: _Stream, name: str) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(f'{{"type":"FeatureCollection","name":{_json(name)},"features":[')
         before = "\n"
-        for batch in stream:
-            for feature in _geojson_features(batch):
-                file.write(before + feature)
-                before = ",\n"
+        for lines in filter(None, stream):
+            file.write(before + ",\n".join(lines))
+            before = ",\n"
         file.write("\n]}\n")
 
 
-def _geojson_features(batch: pa.RecordBatch) -> Iterator[str]:
-    wkb = batch[_GEOMETRY].to_numpy(zero_copy_only=False)
-    geometries = shapely.to_geojson(shapely.from_wkb(wkb))
-    properties = batch.drop_columns(_GEOMETRY).to_pylist()
-    for row, geometry in zip(properties, geometries, strict=True):
-        yield f'{_FEATURE}"properties":{_json(row)},"geometry":{geometry}}}'
+def _feature_lines(features: Features, decimals: int) -> list[str]:
+    """The text of each feature of which rounding leaves something."""
+    geometries = _rfc7946(features.lonlat, decimals)
+    head = f'{_FEATURE}"properties":{{"class":{_json(features.class_name)}'
+    tail = f'"scene":{_json(features.scene)},"model":{_json(features.model)}}}'
+    columns = zip(
+        ~shapely.is_empty(geometries),
+        _numbers(features.area_m2),
+        _numbers(features.score_mean),
+        shapely.to_geojson(geometries),
+        strict=True,
+    )
+    return [
+        f'{head},"area_m2":{area},"score_mean":{score},{tail},"geometry":{geometry}}}'
+        for left, area, score, geometry in columns
+        if left
+    ]
+
+
+def _numbers(values: Floats) -> list[str]:
+    """Numbers as JSON; NaN becomes null, which JSON can say."""
+    return ["null" if math.isnan(value) else repr(value) for value in values.tolist()]
 
 
 def _json(value: object) -> str:
@@ -807,9 +912,14 @@ def _json(value: object) -> str:
 
 
 def _write_gdal(
-    path: Path, stream: _Stream, crs: pyproj.CRS, *, driver: str, layer: str
+    path: Path,
+    stream: _Stream[pa.RecordBatch],
+    crs: pyproj.CRS,
+    *,
+    driver: str,
+    layer: str,
 ) -> None:
-    reader = pa.RecordBatchReader.from_batches(stream.schema, iter(stream))
+    reader = pa.RecordBatchReader.from_batches(_SCHEMA, iter(stream))
     with _clock_stopped():
         pyogrio.write_arrow(
             reader,
@@ -824,18 +934,25 @@ def _write_gdal(
 
 @contextmanager
 def _clock_stopped() -> Iterator[None]:
-    """Have GDAL write 1970 where it would write the present (GeoPackage does)."""
-    before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
-    pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z"})
-    try:
-        yield
-    finally:
-        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": before})
+    """Have GDAL write 1970 where it would write the present (GeoPackage does).
+
+    The option is the whole process's: a thread waits here until no other needs it.
+    """
+    with _CLOCK:
+        before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
+        stopped = {"OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z"}
+        pyogrio.set_gdal_config_options(stopped)
+        try:
+            yield
+        finally:
+            pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": before})
 
 
-def _write_parquet(path: Path, stream: _Stream, crs: pyproj.CRS) -> None:
+def _write_parquet(
+    path: Path, stream: _Stream[pa.RecordBatch], crs: pyproj.CRS
+) -> None:
     """GeoParquet 1.1: one row group a batch, a bounding box beside each geometry."""
-    schema = stream.schema.append(pa.field("bbox", _BBOX))
+    schema = _SCHEMA.append(pa.field("bbox", _BBOX))
     total = np.array([np.inf, np.inf, -np.inf, -np.inf])
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for batch in stream:

@@ -67,10 +67,8 @@ class LevelwiseUNet:
             What ``finish`` gives, (N, any, h - 2 halo, w - 2 halo).
         """
         stem = self.network.stem
-        halo = self.halo // stem
-        spare = halo - (self._encoded[0] + RIM)
-        height, width = (side // stem - 2 * halo for side in tiles.shape[2:])
-        core = _Core(tiles=len(tiles), height=height, width=width)
+        spare = self.halo // stem - (self._encoded[0] + RIM)
+        core = self._core(len(tiles), *tiles.shape[2:])
 
         def image(first: int, last: int) -> Tensor:
             rows = slice((spare + first) * stem, (spare + last) * stem)
@@ -90,6 +88,48 @@ class LevelwiseUNet:
     def release(self) -> None:
         """Let go of the memory that is kept from call to call."""
         self._kept.clear()
+
+    def kept_bytes(self, tiles: int, height: int, width: int) -> int:
+        """Return the memory that is kept from call to call, for tiles of a shape."""
+        core, depth = self._core(tiles, height, width), self.network.depth
+        numbers = 0
+        for level in range(depth + 1):
+            channels = self._way_down(level).conv2.weight.shape[0]
+            up = self._decoded[level]
+            sides = [core.grown(level, up)] if level else []  # the last is not kept
+            if level < depth:
+                rows, cols = core.grown(level, self._encoded[level])
+                sides += [core.grown(level, up + RIM), (rows // 2, cols // 2)]
+            numbers += channels * sum(rows * cols for rows, cols in sides)
+        return tiles * numbers * self.network.head.weight.element_size()
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        """Return the multiplications of the convolutions over one tile of a shape."""
+        core, depth = self._core(1, height, width), self.network.depth
+        total = 0
+        for level in range(depth + 1):
+            rows, cols = core.grown(level, self._decoded[level])
+            if level == depth:
+                total += rows * cols * _weights(self.network.bottom)
+                continue
+            decoder = self._decoder(level)
+            total += rows * cols * _weights(decoder.block)
+            total += rows * cols * decoder.up.weight[..., 0, 0].numel()
+            rows, cols = core.grown(level, self._encoded[level])
+            total += rows * cols * _weights(self._way_down(level))
+        return total
+
+    def _way_down(self, level: int) -> ConvBlock:
+        """Return the convolutions of a level on the way down, the bottom's too."""
+        if level == self.network.depth:
+            return self.network.bottom
+        encoder: Encoder = self.network.encoders[level]  # type: ignore[assignment]
+        return encoder.block
+
+    def _core(self, tiles: int, height: int, width: int) -> _Core:
+        stem = self.network.stem
+        rows, cols = ((side - 2 * self.halo) // stem for side in (height, width))
+        return _Core(tiles=tiles, height=rows, width=cols)
 
     def _encode(self, level: int, source: Source, core: _Core) -> tuple[Source, Tensor]:
         """Return a level's pooled result, as a source, and its skip."""
@@ -222,6 +262,11 @@ def margins(depth: int) -> tuple[list[int], list[int]]:
         encoded[level] = 2 * needed
         needed = encoded[level] + RIM
     return decoded, encoded
+
+
+def _weights(block: ConvBlock) -> int:
+    """Return the weights of a block's convolutions, each used once a pixel."""
+    return sum(conv.weight.numel() for conv in (block.conv1, block.conv2))
 
 
 def _rows_of(tensor: Tensor) -> Source:

@@ -198,7 +198,8 @@ class Scene:
     count: int
     """Bands in the file, alpha included."""
     dtype: str
-    """Of the file. A resampled scene is read as float32 whatever this is."""
+    """Of the file. Where a scene is resampled, 8 and 16 bits stay what they are, rounded,
+    and the rest is read as float32."""
     crs: CRS | None
     transform: Affine
     """From working pixels (col, row) to the CRS; kept as it is, rotated or south-up."""
@@ -350,7 +351,7 @@ class Scene:
 
         Returns:
             pixels: shape (bands, window.height, window.width), in the file's dtype,
-                or float32 if the scene is resampled. Void pixels hold what the file
+                or as `dtype` says if the scene is resampled. Void pixels hold what the file
                 holds, or 0 if resampled from nothing but void.
             validity: bool, shape (window.height, window.width).
 
@@ -433,9 +434,11 @@ class Scene:
         row_bytes = self.source_height / self.height * len(source_cols) * pixel_bytes
         step = max(1, int(_STRIP_BYTES / 2 / row_bytes))
         strips = [rows[start : start + step] for start in range(0, len(rows), step)]
-        pixels = np.empty((len(bands), len(rows), len(cols)), dtype=np.float32)
+        exactly = _adds_exactly(self.dtype)
+        average = _box_average_exactly if exactly else _box_average
+        dtype = np.dtype(self.dtype) if exactly else np.dtype(np.float32)
+        pixels = np.empty((len(bands), len(rows), len(cols)), dtype=dtype)
         valid = np.empty(pixels.shape[1:], dtype=bool)
-        average = _box_average_exactly if _adds_exactly(self.dtype) else _box_average
         across = _shares(cols, self.width, self.source_width)
 
         def read(strip: range) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -1402,10 +1405,10 @@ def _box_average_exactly(  # noqa: PLR0917  numba wants them so
     down: _Shares,
     across: _Shares,
     first: int,
-    out: NDArray[np.float32],
+    out: NDArray[Any],
     out_valid: NDArray[np.bool_],
 ) -> None:
-    """Do as `_box_average`, for what `_adds_exactly`: to the same bit, and faster.
+    """Do as `_box_average` for what `_adds_exactly`, rounding halves up; and faster.
 
     Where the order does not matter, whole lines are added up before columns are: that
     runs in vector instructions, without a branch for validity.
@@ -1436,7 +1439,9 @@ def _box_average_exactly(  # noqa: PLR0917  numba wants them so
                 mean = 0
                 for col in range(lefts[j], rights[j]):
                     mean += wides[j, col - lefts[j]] * sums[band, col]
-                out[band, first + i, j] = mean / area if area > 0 else 0.0
+                out[band, first + i, j] = (
+                    (2 * mean + area) // (2 * area) if area > 0 else 0
+                )
 
 
 @numba.njit(cache=True, nogil=True)

@@ -136,8 +136,10 @@ class Regions:
             polygon_offsets=_chained([part.polygon_offsets for part in parts]),
         )
 
-    def geometries(self, transform: Iterable[float]) -> NDArray[np.object_]:
-        """Return (n,) shapely Polygons in map coordinates.
+    def closed(
+        self, transform: Iterable[float]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return closed rings in map coordinates: (v + r, 2) x, y and (r + 1,) offsets.
 
         Exteriors are counterclockwise and holes clockwise in the map, whichever way the
         transform turns or flips the raster.
@@ -150,18 +152,22 @@ class Regions:
             CRSError: the transform maps the raster to a line or a point.
         """
         a, b, c, d, e, f, *_ = transform
-        turn = np.sign(a * e - b * d)
+        turn = int(np.sign(a * e - b * d))
         if turn == 0:
             raise CRSError(f"transform {(a, b, c, d, e, f)} is flat: a*e - b*d is 0")
         lengths = np.diff(self.ring_offsets)
         closed = self.ring_offsets + np.arange(len(self.ring_offsets))
         step = np.arange(closed[-1]) - np.repeat(closed[:-1], lengths + 1)
-        along = (-int(turn) * step) % np.repeat(lengths, lengths + 1)
-        ring = self.coords[np.repeat(self.ring_offsets[:-1], lengths + 1) + along]
-        col, row = ring[:, 0], ring[:, 1]
-        xy = np.column_stack([a * col + b * row + c, d * col + e * row + f])
+        along = (-turn * step) % np.repeat(lengths, lengths + 1)
+        along += np.repeat(self.ring_offsets[:-1], lengths + 1)
+        col, row = self.coords[along].T
+        return np.column_stack([a * col + b * row + c, d * col + e * row + f]), closed
+
+    def geometries(self, transform: Iterable[float]) -> NDArray[np.object_]:
+        """Return (n,) shapely Polygons in map coordinates; see ``closed``."""
+        xy, rings = self.closed(transform)
         polygons = shapely.from_ragged_array(
-            shapely.GeometryType.POLYGON, xy, (closed, self.polygon_offsets)
+            shapely.GeometryType.POLYGON, xy, (rings, self.polygon_offsets)
         )
         return cast("NDArray[np.object_]", polygons)
 

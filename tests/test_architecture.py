@@ -32,7 +32,7 @@ LAYERS = [
     {"chips", "inference", "stitching", "tracing", "export", "exactness"},
     {"training", "report", "planning"},
     {"pipeline"},
-    {"archive", "demo", "doctor"},
+    {"archive", "demo", "doctor", "forecast"},
     {"cli"},
 ]
 # What Python itself asks for: the names offered at the top, and `python -m geounet`.
@@ -42,7 +42,7 @@ DOORS = {
     "click": {"cli"},
     "dask": {"schedule"},
     "distributed": {"schedule"},
-    "geopandas": {"export", "chips"},
+    "geopandas": {"chips"},
     "numba": {"vectorize", "raster", "lut"},
     "PIL": {"report", "chips"},
     "pyarrow": {"export"},

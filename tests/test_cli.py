@@ -226,6 +226,23 @@ def test_data_goes_to_stdout(
     assert not out.exists()
 
 
+def test_a_dry_run_says_what_the_run_would_take_unless_there_is_nothing_to_do(
+    invoke: Invoke, scene: Path, model: Path, out: Path
+) -> None:
+    words = "run", scene, "-o", out, "--model", model
+    asked = "  time ", "  memory ", "  disk "
+    first = invoke(*words, "--dry-run").stdout
+    assert all(first.count(line) == 1 for line in asked)
+    assert "nothing to do" not in first
+    invoke(*words)
+    again = invoke(*words, "--dry-run").stdout
+    assert again.count("nothing to do") == 1
+    assert not any(line in again for line in asked)
+    anew = invoke(*words, "--dry-run", "--overwrite").stdout
+    assert "nothing to do" not in anew
+    assert all(line in anew for line in asked)
+
+
 def test_a_dry_batch_lists_scenes_and_writes_nothing(
     invoke: Invoke, scene: Path, out: Path
 ) -> None:

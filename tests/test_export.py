@@ -1,7 +1,10 @@
+import dataclasses
 import itertools
 import json
 import math
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import geojson_validator
 import geopandas as gpd
 import numpy as np
 import pyarrow.parquet as pq
+import pyogrio
 import pyproj
 import pytest
 import shapely
@@ -23,11 +27,14 @@ from geounet.errors import ConfigError, CRSError, OutputError
 from geounet.export import (
     FORMATS,
     FeatureRule,
+    Features,
+    Outlines,
     build_features,
     coordinate_decimals,
     format_of,
     geodesic_area,
     ground_pixel,
+    on_ground,
     write_features,
 )
 from geounet.vectorize import polygonize
@@ -79,7 +86,7 @@ def features(
     scores: NDArray[np.uint8] | None = None,
     score_scale: float | None = None,
     **rule: float,
-) -> gpd.GeoDataFrame:
+) -> Features:
     return build_features(
         polygonize(mask, classes=[1], scores=scores),
         transform=transform,
@@ -91,10 +98,47 @@ def features(
     )
 
 
+def frame_of(batch: Features, crs: Any = UTM33) -> gpd.GeoDataFrame:
+    columns = {
+        "class": batch.class_name,
+        "area_m2": batch.area_m2,
+        "score_mean": batch.score_mean,
+        "scene": batch.scene,
+        "model": batch.model,
+    }
+    return gpd.GeoDataFrame(columns, geometry=batch.outlines.geometries(), crs=crs)
+
+
+def framed(
+    mask: NDArray[np.uint8], *, crs: Any = UTM33, **options: Any
+) -> gpd.GeoDataFrame:
+    return frame_of(features(mask, crs=crs, **options), crs)
+
+
+def drawn(*polygons: shapely.Polygon, crs: Any = UTM33, metres: float = 2) -> Features:
+    """Features of any outlines; their areas are 0, 1, 2 and so on."""
+    ground = on_ground(Outlines.of(np.array(polygons)), crs, tolerance=metres / 20)
+    count = len(polygons)
+    return Features(
+        class_name="drawn",
+        scene=None,
+        model=None,
+        area_m2=np.arange(count, dtype=np.float64),
+        score_mean=np.full(count, np.nan),
+        outlines=ground.outlines,
+        lonlat=ground.lonlat,
+    )
+
+
+def area_of(frame: gpd.GeoDataFrame) -> NDArray[np.float64]:
+    outlines = Outlines.of(frame.geometry.to_numpy())
+    return geodesic_area(on_ground(outlines, frame.crs, tolerance=0.01), frame.crs)
+
+
 def written(
-    path: Path, *frames: gpd.GeoDataFrame, crs: Any = UTM33, pixel_size: float = 2.0
+    path: Path, *batches: Features, crs: Any = UTM33, pixel_size: float = 2.0
 ) -> dict[str, Any]:
-    count = write_features(path, frames, crs=crs, pixel_size=pixel_size)
+    count = write_features(path, batches, crs=crs, pixel_size=pixel_size)
     collection: dict[str, Any] = json.loads(path.read_text())
     assert count == len(collection["features"])
     return collection
@@ -144,13 +188,91 @@ def test_a_rule_refuses_what_is_no_length(name: str, value: float) -> None:
         FeatureRule(**{name: value})
 
 
+# Outlines ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_the_outlines_of_regions_are_their_geometries(turn: str) -> None:
+    regions, transform = polygonize(salt()), grid(UTM33, 0.31, turn)
+    outlines = Outlines.of_regions(regions, transform).geometries()
+    geometries = regions.geometries(transform[:6])
+    assert outlines.tolist() == geometries.tolist()
+    flat = Outlines.of(geometries)
+    assert shapely.equals_exact(flat.geometries(), geometries).all()
+
+
+def test_regions_on_a_flat_map_are_refused() -> None:
+    with pytest.raises(CRSError, match="flat"):
+        Outlines.of_regions(polygonize(salt()), Affine(2, 2, 0, 2, 2, 0))
+
+
+def test_rings_that_run_the_wrong_way_are_found() -> None:
+    right = polygonize(salt(), classes=[1]).geometries(GRID[:6])
+    assert not Outlines.of(right).misdirected().any()
+    rng = np.random.default_rng(0)
+    shell, hole = rng.integers(0, 2, (2, len(right)), dtype=bool)
+    mixed = [
+        shapely.Polygon(
+            shapely.reverse(polygon.exterior) if back else polygon.exterior,
+            [shapely.reverse(r) if inside else r for r in polygon.interiors],
+        )
+        for polygon, back, inside in zip(right, shell, hole, strict=True)
+    ]
+    wrong = shell | hole & (shapely.get_num_interior_rings(right) > 0)
+    assert Outlines.of(np.array(mixed)).misdirected().tolist() == wrong.tolist()
+
+
+def test_polygons_with_short_edges_only_are_passed_on_as_they_are() -> None:
+    outlines = Outlines.of_regions(polygonize(salt()), GRID)
+    ground = on_ground(outlines, UTM33, tolerance=0.1)
+    assert ground.outlines is outlines
+    wanted = gpd.GeoSeries(outlines.geometries(), crs=UTM33).to_crs("OGC:CRS84")
+    assert shapely.equals_exact(
+        ground.lonlat.geometries(), wanted.to_numpy(), tolerance=1e-12
+    ).all()
+
+
+def test_a_polygon_is_divided_for_its_own_long_edge_only() -> None:
+    x, y = 500_000, 6_700_000
+    short = shapely.box(x, y, x + 9, y + 9)
+    tall, wide = shapely.box(x, y, x + 9, y + 9000), shapely.box(x, y, x + 9000, y + 9)
+    near = Outlines.of(
+        np.array([short, tall, shapely.box(x + 90_000, y, x + 90_009, y)])
+    )
+    assert on_ground(near, UTM33, tolerance=0.5).outlines is near
+    outlines = Outlines.of(np.array([short, wide, tall]))
+    divided = on_ground(outlines, UTM33, tolerance=0.5).outlines.geometries()
+    assert divided[0] == short
+    assert divided[1] != wide
+    assert divided[1].equals(wide)
+    assert divided[2] == tall  # along a meridian
+    finer = on_ground(outlines, UTM33, tolerance=0.1).outlines.geometries()
+    assert len(finer[1].exterior.coords) > len(divided[1].exterior.coords) > 5
+
+
+def test_between_polygons_there_need_be_no_map() -> None:
+    crs = "+proj=igh +datum=WGS84"  # has a gap at 40 degrees west
+    to_map = pyproj.Transformer.from_crs("OGC:CRS84", crs, always_xy=True)
+    corners = np.stack(to_map.transform([-45, -35], [70, 70]), axis=1)
+    boxes = [shapely.box(x, y, x + 10, y + 10) for x, y in corners]
+    together = drawn(*boxes, crs=crs)
+    alone = [drawn(box, crs=crs) for box in boxes]
+    assert together.lonlat.xy.tolist() == [
+        xy for part in alone for xy in part.lonlat.xy.tolist()
+    ]
+    areas = [
+        area_of(gpd.GeoDataFrame(geometry=b, crs=crs)) for b in ([boxes[0]], boxes)
+    ]
+    assert areas[0][0] == areas[1][0]
+
+
 # Features ------------------------------------------------------------------------
 
 
 def test_a_square_of_pixels_is_a_square_on_the_ground() -> None:
     mask = np.zeros((20, 20), np.uint8)
     mask[5:10, 5:15] = 1
-    frame = features(mask)
+    frame = framed(mask)
     assert list(frame.columns) == COLUMNS
     assert frame.crs == UTM33
     row = frame.iloc[0]
@@ -164,19 +286,19 @@ def test_a_square_of_pixels_is_a_square_on_the_ground() -> None:
 def test_the_score_is_the_mean_over_the_pixels_of_the_region() -> None:
     mask = np.array([[1, 1, 0, 1]], np.uint8)
     scores = np.array([[254, 127, 99, 254]], np.uint8)
-    frame = features(mask, scores=scores, score_scale=1 / 254)
+    frame = framed(mask, scores=scores, score_scale=1 / 254)
     assert frame.score_mean.tolist() == [0.75, 1.0]
 
 
 def test_a_scale_that_divides_is_refused() -> None:
     with pytest.raises(ConfigError, match="1/254"):
-        features(ellipse(), score_scale=254)
+        framed(ellipse(), score_scale=254)
 
 
 @pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("crs", PLACES)
 def test_areas_are_those_of_an_equal_area_map(crs: str, turn: str) -> None:
-    frame = features(ellipse(), crs=crs, transform=grid(crs, 10, turn))
+    frame = framed(ellipse(), crs=crs, transform=grid(crs, 10, turn))
     dense = frame.geometry.segmentize(20 / PLACES[crs][2])
     planar = dense.to_crs("+proj=cea +lat_ts=60 +datum=WGS84").area
     np.testing.assert_allclose(frame.area_m2, planar, rtol=1e-6)
@@ -186,8 +308,8 @@ def test_areas_are_those_of_an_equal_area_map(crs: str, turn: str) -> None:
 @pytest.mark.parametrize("metres", [0.05, 2, 300])
 @pytest.mark.parametrize("crs", PLACES)
 def test_areas_of_noise_are_those_of_an_equal_area_map(crs: str, metres: float) -> None:
-    frame = features(salt(), crs=crs, transform=grid(crs, metres))
-    areas = geodesic_area(frame.geometry.to_numpy(), crs)
+    frame = framed(salt(), crs=crs, transform=grid(crs, metres))
+    areas = area_of(frame)
     dense = frame.geometry.segmentize(metres / 2 / PLACES[crs][2])
     planar = dense.to_crs("+proj=cea +lat_ts=60 +datum=WGS84").area
     np.testing.assert_allclose(areas, planar, rtol=1e-6)
@@ -196,8 +318,8 @@ def test_areas_of_noise_are_those_of_an_equal_area_map(crs: str, metres: float) 
 @pytest.mark.parametrize("metres", [2, 30])  # Geod's own noise is 1e-3 at 0.05 m
 @pytest.mark.parametrize("crs", PLACES)
 def test_areas_agree_with_geodesics(crs: str, metres: float) -> None:
-    frame = features(salt(), crs=crs, transform=grid(crs, metres))
-    areas = geodesic_area(frame.geometry.to_numpy(), crs)
+    frame = framed(salt(), crs=crs, transform=grid(crs, metres))
+    areas = area_of(frame)
     dense = frame.geometry.segmentize(50 / PLACES[crs][2]).to_crs("OGC:CRS84")
     wanted = [GEOD.geometry_area_perimeter(polygon)[0] for polygon in dense]
     np.testing.assert_allclose(areas, wanted, rtol=1e-5)
@@ -210,26 +332,26 @@ def test_small_polygons_are_dropped_and_small_holes_filled() -> None:
     mask[4, 4] = 0  # 4 m²
     mask[8:12, 8:12] = 0  # 64 m²
     mask[2:4, 30] = 1  # 8 m²
-    frame = features(mask, min_area=10, min_hole=10)
+    frame = framed(mask, min_area=10, min_hole=10)
     (polygon,) = frame.geometry
     assert polygon.area == (16 * 16 - 16) * 4
     assert len(polygon.interiors) == 1
-    assert len(features(mask, min_area=7)) == 2
-    assert shapely.get_num_interior_rings(features(mask).geometry.array).max() == 2
+    assert len(framed(mask, min_area=7)) == 2
+    assert shapely.get_num_interior_rings(framed(mask).geometry.array).max() == 2
 
 
 def test_the_filled_holes_count_towards_the_least_area() -> None:
     ring = np.ones((3, 3), np.uint8)
     ring[1, 1] = 0
-    assert len(features(ring, min_area=34)) == 0
-    assert len(features(ring, min_area=34, min_hole=34)) == 1
+    assert len(framed(ring, min_area=34)) == 0
+    assert len(framed(ring, min_area=34, min_hole=34)) == 1
 
 
 def test_the_mean_score_leaves_filled_holes_out() -> None:
     ring = np.ones((3, 3), np.uint8)
     ring[1, 1] = 0
     scores = np.full((3, 3), 127, np.uint8)
-    frame = features(ring, scores=scores, score_scale=1 / 254, min_hole=9)
+    frame = framed(ring, scores=scores, score_scale=1 / 254, min_hole=9)
     assert frame.score_mean.tolist() == [0.5]
 
 
@@ -237,9 +359,9 @@ def test_the_mean_score_leaves_filled_holes_out() -> None:
 def test_the_least_area_is_measured_on_the_ground(crs: str) -> None:
     mask = np.zeros((12, 12), np.uint8)
     mask[1:11, 1:11] = 1
-    (area,) = features(mask, crs=crs, transform=grid(crs, 1)).area_m2
+    (area,) = framed(mask, crs=crs, transform=grid(crs, 1)).area_m2
     for least, kept in [(0.999 * area, 1), (1.001 * area, 0)]:
-        frame = features(mask, crs=crs, transform=grid(crs, 1), min_area=least)
+        frame = framed(mask, crs=crs, transform=grid(crs, 1), min_area=least)
         assert len(frame) == kept
 
 
@@ -248,11 +370,11 @@ def test_the_least_hole_is_measured_on_the_ground(crs: str) -> None:
     mask = np.ones((12, 12), np.uint8)
     mask[1:11, 1:11] = 0
     place = grid(crs, 1)
-    whole = features(np.ones_like(mask), crs=crs, transform=place)
-    ring = features(mask, crs=crs, transform=place)
+    whole = framed(np.ones_like(mask), crs=crs, transform=place)
+    ring = framed(mask, crs=crs, transform=place)
     hole = whole.area_m2[0] - ring.area_m2[0]
     for least, holes in [(0.999 * hole, 1), (1.001 * hole, 0)]:
-        frame = features(mask, crs=crs, transform=place, min_hole=least)
+        frame = framed(mask, crs=crs, transform=place, min_hole=least)
         (polygon,) = frame.geometry
         assert len(polygon.interiors) == holes
 
@@ -262,8 +384,8 @@ def test_the_least_hole_is_measured_on_the_ground(crs: str) -> None:
 def test_simplifying_moves_no_outline_farther_than_asked(
     crs: str, tolerance: float
 ) -> None:
-    exact = features(ellipse(), crs=crs, transform=grid(crs, 1))
-    simple = features(ellipse(), crs=crs, transform=grid(crs, 1), simplify=tolerance)
+    exact = framed(ellipse(), crs=crs, transform=grid(crs, 1))
+    simple = framed(ellipse(), crs=crs, transform=grid(crs, 1), simplify=tolerance)
     assert simple.is_valid.all()
     assert simple.count_coordinates().sum() < exact.count_coordinates().sum() / 4
     lon, lat = exact.to_crs("OGC:CRS84").geometry[0].centroid.coords[0]
@@ -275,7 +397,7 @@ def test_simplifying_moves_no_outline_farther_than_asked(
 
 
 def test_simplified_outlines_keep_to_corners_of_pixels() -> None:
-    frame = features(ellipse(), simplify=3)
+    frame = framed(ellipse(), simplify=3)
     xy = shapely.get_coordinates(frame.geometry)
     assert (xy % 2 == 0).all()
 
@@ -286,7 +408,7 @@ def test_simplified_noise_is_valid_and_counterclockwise(
     turn: str, tolerance: float
 ) -> None:
     transform = grid(UTM33, 0.31, turn)
-    frame = features(salt(160), transform=transform, simplify=0.62 * tolerance)
+    frame = framed(salt(160), transform=transform, simplify=0.62 * tolerance)
     geometry = frame.geometry.array
     assert shapely.is_valid(geometry).all()
     assert shapely.is_ccw(shapely.get_exterior_ring(geometry)).all()
@@ -296,7 +418,7 @@ def test_simplified_noise_is_valid_and_counterclockwise(
 def test_a_crs_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     nowhere = 'LOCAL_CS["site",UNIT["metre",1]]'
     with pytest.raises(CRSError, match="site"):
-        features(ellipse(), crs=nowhere)
+        framed(ellipse(), crs=nowhere)
     with pytest.raises(CRSError, match="site"):
         write_features(tmp_path / "x.geojson", [], crs=nowhere, pixel_size=1)
     assert not list(tmp_path.iterdir())
@@ -304,7 +426,7 @@ def test_a_crs_that_is_nowhere_is_refused(tmp_path: Path) -> None:
 
 def test_coordinates_off_the_map_are_refused() -> None:
     with pytest.raises(CRSError, match="domain"):
-        features(ellipse(), transform=Affine(2, 0, 1e12, 0, -2, 1e12))
+        framed(ellipse(), transform=Affine(2, 0, 1e12, 0, -2, 1e12))
 
 
 # GeoJSON -------------------------------------------------------------------------
@@ -317,14 +439,14 @@ def test_geojson_obeys_rfc_7946(
     tmp_path: Path, crs: str, metres: float, turn: str
 ) -> None:
     transform = grid(crs, metres, turn)
-    frame = features(salt(), crs=crs, transform=transform)
+    batch = features(salt(), crs=crs, transform=transform)
     collection = written(
-        tmp_path / "x.geojson", frame, crs=crs, pixel_size=ground_pixel(transform, crs)
+        tmp_path / "x.geojson", batch, crs=crs, pixel_size=ground_pixel(transform, crs)
     )
     assert_rfc7946(collection)
-    assert len(collection["features"]) == len(frame)
+    assert len(collection["features"]) == len(batch)
     ours = shapely.get_coordinates(shapes(collection))
-    theirs = shapely.get_coordinates(frame.to_crs("OGC:CRS84").geometry)
+    theirs = shapely.get_coordinates(frame_of(batch, crs).to_crs("OGC:CRS84").geometry)
     decimals = coordinate_decimals(ground_pixel(transform, crs))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.51 * 10.0**-decimals)
 
@@ -341,29 +463,33 @@ def test_any_mask_is_valid_after_rounding(
     mask: NDArray[np.uint8], crs: str, metres: float, simplify: float
 ) -> None:
     transform = grid(crs, metres)
-    frame = features(mask, crs=crs, transform=transform, simplify=simplify * metres)
-    pixel = ground_pixel(transform, crs)
-    decimals = coordinate_decimals(pixel)
-    (moved,) = export._to_rfc7946([frame], crs, pixel, decimals)
-    assert moved.is_valid.all()
-    assert len(moved) == len(frame)
+    batch = features(mask, crs=crs, transform=transform, simplify=simplify * metres)
+    decimals = coordinate_decimals(ground_pixel(transform, crs))
+    moved = export._rfc7946(batch.lonlat, decimals)
+    assert shapely.is_valid(moved).all()
+    assert not shapely.is_empty(moved).any()
 
 
 def test_decimals_that_look_like_noise_are_kept(tmp_path: Path) -> None:
     # GDAL 3.12 writes 48.1 for each of the first two
     ring = [(11.0, 48.0999999), (11.2, 48.10000008), (-1e-9, 48.2)]
-    frame = gpd.GeoDataFrame(geometry=[shapely.Polygon(ring)], crs="EPSG:4326")
+    batch = drawn(shapely.Polygon(ring), crs="EPSG:4326", metres=40_000)
     path = tmp_path / "x.geojson"
-    collection = written(path, frame, crs="EPSG:4326", pixel_size=0.05)
+    collection = written(path, batch, crs="EPSG:4326", pixel_size=0.05)
     (shape,) = shapes(collection)
     assert shape.exterior.coords[:2] == ring[:2]
     assert "-0" not in path.read_text()
 
 
 def test_rings_that_run_the_wrong_way_are_turned(tmp_path: Path) -> None:
-    frame = features(ellipse())
-    turned = frame.set_geometry(frame.geometry.reverse())
+    (polygon,) = framed(ellipse()).geometry
+    turned = drawn(shapely.reverse(polygon))
     assert_rfc7946(written(tmp_path / "x.geojson", turned))
+    write_features(tmp_path / "x.gpkg", [turned], crs=UTM33, pixel_size=2)
+    (read,) = gpd.read_file(tmp_path / "x.gpkg").geometry
+    assert read.exterior.is_ccw
+    assert not read.interiors[0].is_ccw
+    assert read.equals(polygon)
 
 
 def test_geojson_satisfies_an_independent_validator(tmp_path: Path) -> None:
@@ -379,6 +505,28 @@ def test_geojson_says_class_area_score_scene_and_model(tmp_path: Path) -> None:
     assert list(feature["properties"]) == COLUMNS[:-1]
     assert feature["properties"]["score_mean"] is None
     assert collection["name"] == "x"
+
+
+@pytest.mark.parametrize("number", [0.0, 1e-5, 0.1, 1234.5, 1e16, 1 / 3, math.nan])
+@pytest.mark.parametrize("text", [None, 'Zürich "3"\n\\', "{0} %s"])
+def test_properties_are_as_json_writes_them(
+    tmp_path: Path, number: float, text: str | None
+) -> None:
+    numbers = np.array([number])
+    batch = dataclasses.replace(
+        features(ellipse()),
+        class_name=text or "",
+        scene=text,
+        area_m2=numbers,
+        score_mean=numbers,
+    )
+    path = tmp_path / "x.geojson"
+    write_features(path, [batch], crs=UTM33, pixel_size=2)
+    value = None if math.isnan(number) else number
+    row = dict(zip(COLUMNS, [text or "", value, value, text, None], strict=False))
+    wanted = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+    line = path.read_text(encoding="utf-8").splitlines()[1]
+    assert line.startswith('{"type":"Feature","properties":' + wanted + ',"geometry":{')
 
 
 @pytest.mark.parametrize(
@@ -399,20 +547,20 @@ def test_what_rounding_breaks_is_mended_or_left_out(tmp_path: Path) -> None:
         shapely.transform(shape, lambda xy: np.stack(place @ tuple(xy.T), axis=1))
         for shape in (bow, sliver)
     ]
-    frame = gpd.GeoDataFrame({"class": ["a", "b"]}, geometry=shapes_, crs=UTM33)
-    collection = written(tmp_path / "x.geojson", frame)
+    whole = shapely.box(500_000, 5_000_000, 500_009, 5_000_009)
+    collection = written(tmp_path / "x.geojson", drawn(*shapes_, whole))
     assert_rfc7946(collection)
-    assert [f["properties"]["class"] for f in collection["features"]] == ["a"]
+    assert [f["properties"]["area_m2"] for f in collection["features"]] == [0, 2]
 
 
 def test_long_straight_edges_stay_where_they_are(tmp_path: Path) -> None:
     mask = np.ones((2, 5000), np.uint8)  # 50 km, 10 m pixels
     transform = Affine(10, 0, 500_000, 0, -10, 6_700_000)
-    frame = features(mask, transform=transform)
-    (shape,) = shapes(written(tmp_path / "x.geojson", frame, pixel_size=10))
+    batch = features(mask, transform=transform)
+    (shape,) = shapes(written(tmp_path / "x.geojson", batch, pixel_size=10))
     dense = shapely.get_coordinates(shapely.segmentize(shape, 1e-3))
     back = pyproj.Transformer.from_crs("OGC:CRS84", UTM33, always_xy=True)
-    outline = frame.geometry[0].exterior
+    outline = frame_of(batch).geometry[0].exterior
     off = shapely.distance(outline, shapely.points(*back.transform(*dense.T)))
     assert off.max() < 0.6
     assert len(shape.exterior.coords) < 100
@@ -427,15 +575,15 @@ def test_what_crosses_the_antimeridian_is_cut(tmp_path: Path, crs: str, x: int) 
     lat = 60 if x > 0 else -20
     east, north = to_map.transform(180, lat)
     transform = Affine(10, 0, east - 1000, 0, -10, north + 1000)
-    frame = features(ellipse(), crs=crs, transform=transform)
-    collection = written(tmp_path / "x.geojson", frame, crs=crs, pixel_size=10)
+    batch = features(ellipse(), crs=crs, transform=transform)
+    collection = written(tmp_path / "x.geojson", batch, crs=crs, pixel_size=10)
     assert_rfc7946(collection)
     (shape,) = shapes(collection)
     parts = shapely.get_parts(shape)
     assert sorted({part.bounds[0] == -180 for part in parts}) == [False, True]
     assert max(part.bounds[2] for part in parts) == 180
     area = sum(GEOD.geometry_area_perimeter(part)[0] for part in parts)
-    assert area == pytest.approx(frame.area_m2[0], rel=1e-6)
+    assert area == pytest.approx(batch.area_m2[0], rel=1e-6)
     dateline = shapely.box(-1, lat - 1, 1, lat + 1)
     joined = shapely.union_all(
         [
@@ -451,8 +599,8 @@ def test_longitudes_beyond_180_come_back(tmp_path: Path) -> None:
     mask = np.zeros((10, 20), np.uint8)
     mask[2:8, 2:18] = 1  # 172 to 188 degrees east, like GFS and other 0..360 grids
     mask[9, 15] = 1
-    frame = features(mask, crs="EPSG:4326", transform=Affine(1, 0, 170, 0, -1, 5))
-    collection = written(tmp_path / "x.geojson", frame, crs="EPSG:4326")
+    batch = features(mask, crs="EPSG:4326", transform=Affine(1, 0, 170, 0, -1, 5))
+    collection = written(tmp_path / "x.geojson", batch, crs="EPSG:4326")
     assert_rfc7946(collection)
     crossing, beyond = shapes(collection)
     assert sorted(p.bounds for p in shapely.get_parts(crossing)) == [
@@ -466,40 +614,41 @@ def test_longitudes_beyond_180_come_back(tmp_path: Path) -> None:
 def test_a_region_around_a_pole_covers_it(tmp_path: Path, crs: str) -> None:
     mask = np.ones((40, 40), np.uint8)
     mask[5, 5] = 0
-    frame = features(
+    batch = features(
         mask, crs=crs, transform=Affine(10_000, 0, -150_000, 0, -10_000, 210_000)
     )
-    collection = written(tmp_path / "x.geojson", frame, crs=crs, pixel_size=10_000)
+    collection = written(tmp_path / "x.geojson", batch, crs=crs, pixel_size=10_000)
     assert_rfc7946(collection)
     (shape,) = shapes(collection)
     pole = -90 if crs == "EPSG:3031" else 90
     assert shape.covers(shapely.Point(77, math.copysign(89.99, pole)))
     equal = f"+proj=laea +lat_0={pole} +datum=WGS84"
     projected = gpd.GeoSeries([shape], crs="OGC:CRS84").segmentize(0.05).to_crs(equal)
-    assert projected.area[0] == pytest.approx(frame.area_m2[0], rel=5e-3)
-    exact = frame.geometry.segmentize(1000).to_crs(equal).area[0]
-    assert frame.area_m2[0] == pytest.approx(exact, rel=1e-6)
+    assert projected.area[0] == pytest.approx(batch.area_m2[0], rel=5e-3)
+    exact = frame_of(batch, crs).geometry.segmentize(1000).to_crs(equal).area[0]
+    assert batch.area_m2[0] == pytest.approx(exact, rel=1e-6)
 
 
 def test_a_region_with_a_pole_in_its_hole_stays_a_ring(tmp_path: Path) -> None:
     transform = Affine(1000, 0, -100_000, 0, -1000, 100_000)
-    frame = features(ellipse(), crs="EPSG:3413", transform=transform)
+    batch = features(ellipse(), crs="EPSG:3413", transform=transform)
     collection = written(
-        tmp_path / "x.geojson", frame, crs="EPSG:3413", pixel_size=1000
+        tmp_path / "x.geojson", batch, crs="EPSG:3413", pixel_size=1000
     )
     assert_rfc7946(collection)
     (shape,) = shapes(collection)
     assert not shape.intersects(shapely.box(-180, 89.9, 180, 90))
-    equal = frame.geometry.segmentize(100).to_crs("+proj=laea +lat_0=90 +datum=WGS84")
-    assert frame.area_m2[0] == pytest.approx(equal.area[0], rel=1e-6)
+    dense = frame_of(batch, "EPSG:3413").geometry.segmentize(100)
+    equal = dense.to_crs("+proj=laea +lat_0=90 +datum=WGS84")
+    assert batch.area_m2[0] == pytest.approx(equal.area[0], rel=1e-6)
 
 
 def test_a_region_as_wide_as_the_world_is_not_taken_for_a_crossing(
     tmp_path: Path,
 ) -> None:
     mask = np.ones((1, 36), np.uint8)
-    frame = features(mask, crs="EPSG:4326", transform=Affine(10, 0, -180, 0, -10, 5))
-    collection = written(tmp_path / "x.geojson", frame, crs="EPSG:4326")
+    batch = features(mask, crs="EPSG:4326", transform=Affine(10, 0, -180, 0, -10, 5))
+    collection = written(tmp_path / "x.geojson", batch, crs="EPSG:4326")
     (shape,) = shapes(collection)
     assert shape.bounds == (-180, -5, 180, 5)
     assert shape.area == 3600
@@ -512,8 +661,9 @@ def test_a_region_as_wide_as_the_world_is_not_taken_for_a_crossing(
 def test_every_format_reads_back_as_it_was(tmp_path: Path, key: str) -> None:
     path = tmp_path / f"building{FORMATS[key].suffix}"
     scores = np.full((48, 48), 127, np.uint8)
-    frame = features(salt(), scores=scores, score_scale=1 / 254)
-    assert write_features(path, [frame], crs=UTM33, pixel_size=2) == len(frame)
+    batch = features(salt(), scores=scores, score_scale=1 / 254)
+    frame = frame_of(batch)
+    assert write_features(path, [batch], crs=UTM33, pixel_size=2) == len(frame)
     read = gpd.read_parquet(path) if key == "geoparquet" else gpd.read_file(path)
     read = read.to_crs(UTM33).drop(columns="bbox", errors="ignore")
     assert list(read.columns) == COLUMNS
@@ -544,16 +694,24 @@ def test_neither_batches_nor_the_clock_change_a_byte(
     tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "_BATCH_ROWS", 1000)
-    frame = features(salt(280))
-    assert len(frame) > 4000
-    cuts = [0, 1, 999, 1000, 1000, 3700, len(frame)]
-    batches = [frame.iloc[a:b] for a, b in itertools.pairwise(cuts)]
-    folders = tmp_path / "one", tmp_path / "many"
-    for folder, frames in zip(folders, ([frame], iter(batches)), strict=True):
-        folder.mkdir()
-        path = folder / f"x{FORMATS[key].suffix}"
-        write_features(path, frames, crs=UTM33, pixel_size=2)
-    one, many = (list(folder.iterdir()) for folder in folders)
+    regions = polygonize(salt(280), classes=[1])
+    assert len(regions) > 4000
+    cuts = [0, 1, 999, 1000, 1000, 3700, len(regions)]
+    for name, ends in {"one": cuts[:: len(cuts) - 1], "many": cuts}.items():
+        (tmp_path / name).mkdir()
+        batches = (
+            build_features(
+                regions.select(np.arange(*span)),
+                transform=GRID,
+                crs=UTM33,
+                rule=FeatureRule(),
+                class_name="building",
+            )
+            for span in itertools.pairwise(ends)
+        )
+        path = tmp_path / name / f"x{FORMATS[key].suffix}"
+        write_features(path, batches, crs=UTM33, pixel_size=2)
+    one, many = (list((tmp_path / name).iterdir()) for name in ("one", "many"))
     assert len(one) == len(many) == 1  # and no side files
     assert one[0].read_bytes() == many[0].read_bytes()
 
@@ -562,7 +720,7 @@ def test_features_are_the_same_whatever_batch_they_came_in() -> None:
     regions = polygonize(salt(), classes=[1])
 
     def build(keep: NDArray[np.intp]) -> gpd.GeoDataFrame:
-        return build_features(
+        batch = build_features(
             regions.select(keep),
             transform=grid("EPSG:3857", 1),
             crs="EPSG:3857",
@@ -570,6 +728,7 @@ def test_features_are_the_same_whatever_batch_they_came_in() -> None:
             class_name="water",
             score_scale=1,
         )
+        return frame_of(batch, "EPSG:3857")
 
     every = np.arange(len(regions))
     whole = build(every)
@@ -585,10 +744,50 @@ def test_a_geopackage_has_no_date_of_its_own(tmp_path: Path) -> None:
     assert b"1970-01-01T00:00:00.000Z" in path.read_bytes()
 
 
+def test_threads_write_what_one_writes_alone(tmp_path: Path) -> None:
+    batches = [features(salt(280, seed)) for seed in range(2)]
+
+    def write(folder: str, key: str) -> bytes:
+        path = tmp_path / folder / f"x{FORMATS[key].suffix}"
+        path.parent.mkdir()
+        write_features(path, batches, crs=UTM33, pixel_size=2)
+        return path.read_bytes()
+
+    jobs = list(FORMATS) * 2
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        together = list(pool.map(write, map(str, range(len(jobs))), jobs))
+    assert together == [write(key, key) for key in FORMATS] * 2
+
+
+def test_no_thread_lets_the_clock_of_another_run(tmp_path: Path) -> None:
+    paths = [tmp_path / "first.gpkg", tmp_path / "second.gpkg"]
+    begun, done = threading.Event(), threading.Event()
+
+    def first() -> Iterator[Features]:
+        begun.wait(0.3)  # in vain, while this thread is the only one to write
+        yield features(ellipse())
+
+    def second() -> Iterator[Features]:
+        begun.set()
+        done.wait(10)
+        yield features(ellipse())
+
+    def write(path: Path, batches: Iterator[Features]) -> None:
+        write_features(path, batches, crs=UTM33, pixel_size=2)
+        done.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, paths, [first(), second()]))
+    for path in paths:
+        assert b"1970-01-01T00:00:00.000Z" in path.read_bytes()
+    assert pyogrio.get_gdal_config_option("OGR_CURRENT_DATE") is None
+
+
 def test_geoparquet_says_what_readers_need(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
-    frame = features(salt())
-    write_features(path, [frame], crs=UTM33, pixel_size=2)
+    batch = features(salt())
+    frame = frame_of(batch)
+    write_features(path, [batch], crs=UTM33, pixel_size=2)
     file = pq.ParquetFile(path)
     geo = json.loads(file.metadata.metadata[b"geo"])
     assert geo["version"] == "1.1.0"
@@ -614,19 +813,8 @@ def test_a_large_geoparquet_has_groups_of_rows(
 ) -> None:
     monkeypatch.setattr(export, "_BATCH_ROWS", 100)
     path = tmp_path / "x.parquet"
-    frame = features(salt())
-    count = write_features(path, [frame], crs=UTM33, pixel_size=2)
+    count = write_features(path, [features(salt())], crs=UTM33, pixel_size=2)
     assert pq.read_metadata(path).num_row_groups == math.ceil(count / 100)
-
-
-@pytest.mark.parametrize("key", FORMATS)
-def test_other_columns_are_written_too(tmp_path: Path, key: str) -> None:
-    path = tmp_path / f"x{FORMATS[key].suffix}"
-    frame = features(ellipse()).assign(floors=3, regular=True, width=1.5)
-    write_features(path, [frame], crs=UTM33, pixel_size=2)
-    read = gpd.read_parquet(path) if key == "geoparquet" else gpd.read_file(path)
-    row = read.iloc[0]
-    assert (row.floors, row.regular, row.width) == (3, True, 1.5)
 
 
 # Whole or not at all -------------------------------------------------------------
@@ -640,7 +828,7 @@ def test_a_failure_midway_leaves_the_old_file_alone(
     path = tmp_path / f"x{FORMATS[key].suffix}"
     path.write_bytes(b"old")
 
-    def failing() -> Iterator[gpd.GeoDataFrame]:
+    def failing() -> Iterator[Features]:
         yield features(salt())
         raise ZeroDivisionError("a task failed")
 

@@ -252,3 +252,34 @@ def test_margins_are_what_two_convolutions_a_level_reach(depth: int) -> None:
         assert down[level] >= up[level] + 2  # the skip lies within
         needed = down[level] + 2
     assert down[0] + 2 <= (8 if depth == 1 else 6 * 2**depth)
+
+
+@EVERY_SHAPE
+def test_it_says_beforehand_how_much_memory_it_keeps(shape: dict[str, Any]) -> None:
+    ready = LevelwiseUNet(network(torch.float32, **shape))
+    x = tiles(ready.network)
+    levelled(ready, x)
+    kept = sum(buffer.numel() * 4 for buffer in ready._kept.values())
+    assert ready.kept_bytes(len(x), *x.shape[2:]) == kept > 0
+
+
+@pytest.mark.parametrize("shape", SHAPES[:6:2], ids=str)
+def test_the_work_is_that_of_the_convolutions_without_what_is_dropped_or_done_twice(
+    shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted as they run, in one strip: a convolution then does two rims more."""
+    done = 0
+
+    def counted(x: Tensor, weight: Tensor, *rest: Any, **named: Any) -> Tensor:
+        nonlocal done
+        y = conv2d(x, weight, *rest, **named)
+        done += y[0, 0].numel() * weight.numel()
+        return y
+
+    conv2d = F.conv2d
+    monkeypatch.setattr(F, "conv2d", counted)
+    ready = LevelwiseUNet(network(**shape))  # float64 has no other kernel
+    ready.strip_bytes = ONE_STRIP
+    x = tiles(ready.network, rows=20, cols=20, count=1)
+    levelled(ready, x)
+    assert ready.multiply_adds(*x.shape[2:]) == pytest.approx(done, rel=0.15)
