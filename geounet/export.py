@@ -24,12 +24,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pyogrio
 import pyproj
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
-from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 
 from geounet.errors import ConfigError, CRSError, GeounetError, OutputError
 from geounet.raster import replacing
@@ -65,13 +63,7 @@ _CLOCK = threading.Lock()
 
 _BBOX = pa.struct(dict.fromkeys(["xmin", "ymin", "xmax", "ymax"], pa.float64()))
 
-_OUTPUT_ERRORS = (
-    DataLayerError,
-    DataSourceError,
-    FeatureError,
-    pa.ArrowException,
-    OSError,
-)
+_OUTPUT_ERRORS = (pa.ArrowException, OSError)
 
 
 class Format(NamedTuple):
@@ -919,17 +911,23 @@ def _write_gdal(
     driver: str,
     layer: str,
 ) -> None:
+    import pyogrio  # it loads pandas, of which GeoJSON has no need
+    from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
+
     reader = pa.RecordBatchReader.from_batches(_SCHEMA, iter(stream))
-    with _clock_stopped():
-        pyogrio.write_arrow(
-            reader,
-            path,
-            layer=layer,
-            driver=driver,
-            geometry_name=_GEOMETRY,
-            geometry_type="Polygon",
-            crs=crs.to_wkt(),
-        )
+    try:
+        with _clock_stopped():
+            pyogrio.write_arrow(
+                reader,
+                path,
+                layer=layer,
+                driver=driver,
+                geometry_name=_GEOMETRY,
+                geometry_type="Polygon",
+                crs=crs.to_wkt(),
+            )
+    except (DataLayerError, DataSourceError, FeatureError) as error:
+        raise OSError(str(error)) from error
 
 
 @contextmanager
@@ -938,6 +936,8 @@ def _clock_stopped() -> Iterator[None]:
 
     The option is the whole process's: a thread waits here until no other needs it.
     """
+    import pyogrio
+
     with _CLOCK:
         before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
         stopped = {"OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z"}
@@ -1003,6 +1003,8 @@ def _count(path: Path, key: str) -> int:
         return int(pq.read_metadata(path).num_rows)
     if key == "geojson":
         return _count_lines(path)
+    import pyogrio
+
     return int(pyogrio.read_info(path, force_feature_count=True)["features"])
 
 

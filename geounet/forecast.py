@@ -250,9 +250,9 @@ def _probe(work: Plan) -> Window:
 
 
 def _tile_shape(work: Plan, largest_core: int) -> tuple[int, int]:
-    """Return the shape of a tile whose cores would be a sixteenth of the scene's."""
+    """Return the shape of a tile that is little beside all that the scene has."""
     grid = work.grid
-    side = min(largest_core, math.isqrt(work.scene.height * work.scene.width) // 4)
+    side = min(largest_core, math.isqrt(work.scene.height * work.scene.width) // 6)
     strides = max(1, side // grid.stride) * grid.stride
     rows, cols = (min(strides, core) + 2 * grid.halo for core in grid.core_shape)
     return rows, cols
@@ -423,9 +423,7 @@ def _staged(work: Plan, predictor: Predictor, folder: Path) -> tuple[_Windows, f
         rows, cols = (-(-side // work.grid.stride) * work.grid.stride for side in shape)
         around = replace(window, height=rows, width=cols)
         pixels, validity = work.scene.read(around, work.bands)
-        image = with_validity(pixels, validity)[None]
-        logits = predictor.logits(image, _stretch(work))[0].float()
-        scores = in_steps(logits.sigmoid()).cpu().numpy()
+        scores = _scores_of(predictor, pixels, validity, _stretch(work))
         inner = slice(0, shape[0]), slice(0, shape[1])
         validity = validity[inner]
         scores = scores[:, *inner] * validity
@@ -440,6 +438,25 @@ def _staged(work: Plan, predictor: Predictor, folder: Path) -> tuple[_Windows, f
         )
         seconds += time.perf_counter() - began
     return windows, seconds / (windows.height * windows.width)
+
+
+def _scores_of(
+    predictor: Predictor,
+    pixels: NDArray[np.generic],
+    validity: NDArray[np.bool_],
+    stretch: Stretch | None,
+) -> NDArray[np.uint8]:
+    """Return scores of all of an image, in each of its turns if it is run in these."""
+    image = with_validity(pixels, validity)[None]
+    answers = []
+    for turn in range(8) if predictor.tta == "d4" else range(1):
+        flips = (3,) if turn >= 4 else ()  # noqa: PLR2004  four turns, and reflected
+        turned = image.rot90(turn, (2, 3)).flip(flips)
+        found = predictor.logits(turned, stretch).float().sigmoid()
+        answers.append(found.flip(flips).rot90(-turn, (2, 3)))
+    mean = sum(answers[1:], answers[0]) / len(answers)
+    scores: NDArray[np.uint8] = in_steps(mean)[0].cpu().numpy()
+    return scores
 
 
 def _spread(work: Plan) -> list[Window]:

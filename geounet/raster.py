@@ -198,8 +198,8 @@ class Scene:
     count: int
     """Bands in the file, alpha included."""
     dtype: str
-    """Of the file. Where a scene is resampled, 8 and 16 bits stay what they are, rounded,
-    and the rest is read as float32."""
+    """Of the file. Where a scene is resampled, 8 and 16 bits stay what they are,
+    rounded, and the rest is read as float32."""
     crs: CRS | None
     transform: Affine
     """From working pixels (col, row) to the CRS; kept as it is, rotated or south-up."""
@@ -351,8 +351,8 @@ class Scene:
 
         Returns:
             pixels: shape (bands, window.height, window.width), in the file's dtype,
-                or as `dtype` says if the scene is resampled. Void pixels hold what the file
-                holds, or 0 if resampled from nothing but void.
+                or as `dtype` says if the scene is resampled. Void pixels hold what
+                the file holds, or 0 if resampled from nothing but void.
             validity: bool, shape (window.height, window.width).
 
         Raises:
