@@ -1,5 +1,6 @@
 """Forecasts against what runs then take: sizes closely, seconds by their order."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from geounet import forecast as module
 from geounet import pipeline
 from geounet.export import FORMATS
-from geounet.forecast import Forecast, _Scoring, _spread, _Writing, forecast
+from geounet.forecast import Forecast, _Scoring, _spread, _tiles_of, _Writing, forecast
 from geounet.planning import Plan, Recipe, plan
 from geounet.stitching import Parts
 from geounet.tiling import Tile
@@ -176,6 +177,23 @@ def test_tiles_that_fade_are_more_work_the_more_they_overlap(planned: Planned) -
     little, much = (planned(600, 500, overlap=px, **fading) for px in (16, 64))
     engine = replace(_Scoring.rehearsed(little), each=0.0)
     assert apart(engine, much) > 1.5 * apart(engine, little)
+
+
+def test_a_second_lane_holds_a_block_more(planned: Planned) -> None:
+    """Its pixels and validity twice, three bands of one byte: 8 bytes a pixel."""
+    one, two = (planned(60, 6400, workers=workers) for workers in (1, 2))
+    engine = _Scoring.rehearsed(one)
+    assert len(one.blocks) > 1
+    read = one.blocks[0].read
+    more = engine.memory(two, 10**9) - engine.memory(one, 10**9)
+    assert 1 < more / (8 * read.width * read.height) < 2.5
+
+
+def test_tiles_that_several_blocks_need_are_counted_for_each(planned: Planned) -> None:
+    work = planned(60, 6400, blend="hann", overlap=64, tile_size=128)
+    receipt = json.loads(execute(work).receipt.read_text())
+    tiles = sum(len(_tiles_of(work, block)) for block in work.blocks)
+    assert tiles == receipt["properties"]["geounet:grid"]["tiles_run"] > len(work.grid)
 
 
 def test_every_process_holds_the_model_and_its_blocks(planned: Planned) -> None:

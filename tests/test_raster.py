@@ -351,7 +351,8 @@ def test_sums_of_whole_numbers_are_those_of_real_numbers(
         scene = Scene.open(path).resampled_to(ground_size)
         read.append(scene.read(whole(scene), (1, 3)))
     (exact, valid), (real, real_valid) = read
-    assert (exact.dtype, real.dtype) == (dtype, np.float32)
+    assert exact.dtype == np.dtype(dtype)
+    assert real.dtype == np.float32
     assert np.abs(exact - real.astype(np.float64)).max() <= 0.5 + 0.01  # of float32
     np.testing.assert_array_equal(valid, real_valid)
 
