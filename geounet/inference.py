@@ -6,6 +6,8 @@ for a convolutional U-Net the result equals one pass over the whole mirrored sce
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -507,6 +509,9 @@ def release_memory() -> None:
     """Let go of what this process's predictor keeps from one tile to the next."""
     for predictor in tuple(_loaded.values()):
         predictor.release()
+    # glibc keeps what threads have freed; what comes next needs it elsewhere
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _load(engine: Engine) -> Predictor:
