@@ -133,8 +133,7 @@ class LevelwiseUNet:
 
     def _encode(self, level: int, source: Source, core: _Core) -> tuple[Source, Tensor]:
         """Return a level's pooled result, as a source, and its skip."""
-        encoder: Encoder = self.network.encoders[level]  # type: ignore[assignment]
-        block = encoder.block
+        block = self._way_down(level)
         margin, kept = self._encoded[level], self._decoded[level] + RIM
         rows, cols = core.grown(level, margin)
         dropped = margin - kept

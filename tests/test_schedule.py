@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -87,3 +88,16 @@ def test_a_cluster_that_was_there_is_left_running() -> None:
 
         assert other_thread.submit(use).result() == [9]
         assert other_thread.submit(use).result() == [9]
+
+
+def visible_devices() -> str | None:
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_each_gpu_gets_a_process_that_sees_no_other() -> None:
+    with connect(workers=2, processes=True, gpus=("3", "GPU-7")) as client:
+        seen = client.run(visible_devices)
+        lanes = client.nthreads()
+    assert sorted(seen.values()) == ["3", "GPU-7"]
+    assert list(lanes.values()) == [2, 2]
+    assert visible_devices() not in {"3", "GPU-7"}
