@@ -32,6 +32,7 @@ test-all: lint
 
 bench: $(BENCH)
 	$(BIN)/python -m benchmarks.limit $(SCENE)
+	$(BIN)/python -m benchmarks.limit $(SCENE) --own-pixels
 	$(BIN)/python -m benchmarks.scale $(SCENE)
 	$(BIN)/python -m benchmarks.backends $(SCENE)
 	$(BIN)/python -m benchmarks.peers $(SCENE)

@@ -18,6 +18,7 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
+from geounet.model import load_model, save_model
 from geounet.synthetic import draw_scene, write_scene
 
 DRAWN = 4096
@@ -123,11 +124,24 @@ def cropped(scene: Path, folder: Path, *, side: int) -> Path:
     return path
 
 
+def model_at(ground_size: float, folder: Path) -> Path:
+    """Write the shipped model with a card that says another ground size."""
+    path, shipped = folder / f"at-{ground_size:.3f}.safetensors", load_model()
+    update = {"ground_size": ground_size, "ground_size_range": (ground_size,) * 2}
+    save_model(path, shipped.network, shipped.card.model_copy(update=update))
+    return path
+
+
 def arguments(doc: str | None) -> argparse.Namespace:
     """Parse what the benchmarks take: a scene, pairs, and a file for JSON."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("scene", type=Path, nargs="?", help="a drawn one if not given")
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument(
+        "--own-pixels",
+        action="store_true",
+        help="have the model see the file's own pixels, whatever their ground size",
+    )
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 

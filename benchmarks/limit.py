@@ -1,6 +1,6 @@
 """Time the main job against the bare forward pass of the same model.
 
-    python -m benchmarks.limit [SCENE] [--pairs N] [--json FILE]
+    python -m benchmarks.limit [SCENE] [--pairs N] [--own-pixels] [--json FILE]
 
 Each pair runs `geounet run` as a command of its own, and then the network alone, in the
 best of several tile sizes, over pixels that are already in memory and without overlap:
@@ -25,11 +25,13 @@ from benchmarks.jobs import (
     cropped,
     drawn_scene,
     median_ratio,
+    model_at,
     run_job,
     show,
 )
 from geounet.inference import Predictor
 from geounet.model import load_model
+from geounet.raster import Scene
 
 SIDES = (512, 1024, 2048)
 SMALL = 1000
@@ -42,18 +44,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         scene = args.scene or drawn_scene(folder)
-        found = limit(scene, folder, pairs=args.pairs)
-        found |= startup(folder, pairs=args.pairs)
+        size = Scene.open(scene).ground_size if args.own_pixels else None
+        options = ("--model", str(model_at(size, folder))) if size else ()
+        found = limit(scene, folder, *options, pairs=args.pairs)
+        if not args.own_pixels:
+            found |= startup(folder, pairs=args.pairs)
     show(found, args.json)
 
 
-def limit(scene: Path, folder: Path, *, pairs: int) -> Results:
+def limit(scene: Path, folder: Path, *options: str, pairs: int) -> Results:
     """Return seconds, ratios and shares of one scene, medians over pairs."""
     predictor = Predictor(load_model())
     forward_speed(predictor)  # warm
     jobs, speeds = [], []
     for number in range(pairs):
-        jobs.append(run_job(scene, folder / f"limit-{number}"))
+        jobs.append(run_job(scene, folder / f"limit-{number}", *options))
         speeds.append(forward_speed(predictor))
     seen, there = pixels_of(jobs[0])
     seconds = [job.seconds for job in jobs]

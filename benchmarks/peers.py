@@ -33,8 +33,8 @@ from rasterio.enums import Resampling
 from rasterio.windows import Window
 from torch import Tensor
 
-from benchmarks.jobs import Results, drawn_scene, run_job, show
-from geounet.model import Model, load_model, save_model
+from benchmarks.jobs import Results, drawn_scene, model_at, run_job, show
+from geounet.model import Model, load_model
 from geounet.raster import Scene
 
 ROI = 512
@@ -175,14 +175,10 @@ def write(
 
 def measure(scene: Path, folder: Path, *, pairs: int, own_pixels: bool) -> Results:
     """Return seconds, ratios, and how far the masks agree; medians over pairs."""
-    opened, model = Scene.open(scene), folder / "model.safetensors"
-    shipped = load_model()
-    size = opened.ground_size if own_pixels else shipped.card.ground_size
-    card = shipped.card.model_copy(
-        update={"ground_size": size, "ground_size_range": (size, size)}
-    )
-    save_model(model, shipped.network, card)
-    grid = opened if own_pixels else opened.resampled_to(card.ground_size)
+    opened, size = Scene.open(scene), load_model().card.ground_size
+    if own_pixels and opened.ground_size:
+        size = opened.ground_size
+    model, grid = model_at(size, folder), opened.resampled_to(size)
     shape = str(grid.height), str(grid.width)
     if min(grid.height, grid.width) < SIDE:
         raise SystemExit(f"{scene} is smaller than a window of {SIDE} px")
