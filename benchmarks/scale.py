@@ -1,22 +1,22 @@
-"""Time and memory of the main job as a scene grows, and as workers are added.
+"""Time and memory of the main job as a scene grows, and as it is shared by processes.
 
-    python -m benchmarks.scale [SCENE] [--pairs N] [--json FILE]
+    python -m benchmarks.scale [SCENE] [--json FILE]
 
-The scene is repeated 1 x 1, 2 x 2 and 4 x 4 times side by side. Of the middle one,
-two processes of one thread are compared with one process of two.
+The scene is repeated 1 x 1, 2 x 2 and 4 x 4 times side by side. What a megapixel more
+takes, from the second to the third, is without start-up; by it two processes of one
+thread are compared with one process of two.
 """
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from pathlib import Path
 
 from benchmarks.jobs import (
+    Job,
     Results,
     arguments,
     drawn_scene,
-    median_ratio,
     repeated,
     run_job,
     show,
@@ -24,6 +24,7 @@ from benchmarks.jobs import (
 from benchmarks.limit import pixels_of
 
 TIMES = (1, 2, 4)
+TWO = ("--processes", "--workers", "2", "--threads", "1")
 
 
 def main() -> None:
@@ -33,45 +34,42 @@ def main() -> None:
         folder = Path(name)
         scene = args.scene or drawn_scene(folder)
         scenes = [repeated(scene, folder, times=times) for times in TIMES]
-        found = growth(scenes, folder)
-        found |= workers(scenes[1], folder, pairs=args.pairs)
-    show(found, args.json)
+        one = [run_job(path, folder / "one", "--threads", "2") for path in scenes]
+        two = [run_job(path, folder / "two", *TWO) for path in scenes[1:]]
+    show(growth(one) | shared(one[1:], two), args.json)
 
 
-def growth(scenes: list[Path], folder: Path) -> Results:
-    """Return seconds a megapixel and peak memory of scenes of growing size."""
+def growth(jobs: list[Job]) -> Results:
+    """Return seconds a gigapixel and peak memory of scenes of growing size."""
     found: Results = {}
-    peaks, rates = [], []
-    for scene in scenes:
-        job = run_job(scene, folder / scene.stem)
-        _, there = pixels_of(job)
-        peaks.append(job.peak)
-        rates.append(job.seconds / there)
+    for job in jobs:
+        there = pixels_of(job)[1]
         found[f"{there:.0f} Mpx: seconds"] = job.seconds
-        found[f"{there:.0f} Mpx: seconds a gigapixel"] = 1000 * rates[-1]
+        found[f"{there:.0f} Mpx: seconds of inference a gigapixel"] = (
+            1000 * job.stages["infer"] / there
+        )
         found[f"{there:.0f} Mpx: peak memory, MiB"] = job.peak
+    peaks = [job.peak for job in jobs]
     found["peak memory, most / least"] = max(peaks) / min(peaks)
-    found["seconds a megapixel, most / least"] = max(rates) / min(rates)
+    rates = [job.stages["infer"] / pixels_of(job)[1] for job in jobs]
+    found["inference a megapixel, most / least"] = max(rates) / min(rates)
     return found
 
 
-def workers(scene: Path, folder: Path, *, pairs: int) -> Results:
-    """Return the throughput of two processes over that of one, pair by pair."""
-    shared, apart = [], []
-    for number in range(pairs):
-        one = run_job(scene, folder / f"shared-{number}", "--threads", "2")
-        two = run_job(
-            scene,
-            folder / f"apart-{number}",
-            *("--processes", "--workers", "2", "--threads", "1"),
-        )
-        shared.append(one.stages["infer"])
-        apart.append(two.stages["infer"])
+def shared(one: list[Job], two: list[Job]) -> Results:
+    """Return the throughput of inference of two processes over that of one."""
+    rates = [marginal_rate(*jobs) for jobs in (one, two)]
     return {
-        "infer, 1 process of 2 threads, s": statistics.median(shared),
-        "infer, 2 processes of 1 thread, s": statistics.median(apart),
-        "throughput, 2 x 1 over 1 x 2": median_ratio(shared, apart),
+        "1 process of 2 threads, Mpx/s more": rates[0],
+        "2 processes of 1 thread, Mpx/s more": rates[1],
+        "throughput, 2 x 1 over 1 x 2": rates[1] / rates[0],
     }
+
+
+def marginal_rate(small: Job, large: Job) -> float:
+    """Return by how many Mpx/s the larger scene goes on."""
+    more = pixels_of(large)[1] - pixels_of(small)[1]
+    return more / (large.stages["infer"] - small.stages["infer"])
 
 
 if __name__ == "__main__":

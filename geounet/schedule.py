@@ -26,6 +26,13 @@ CONFIG = {
     # model and GDAL memory is unmanaged: there is nothing that Dask could spill
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
+    # without MALLOC_TRIM_THRESHOLD_, which Dask sets to 64 KiB: activations would go
+    # back to the system and come again, page by page, at every layer
+    "distributed.nanny.pre-spawn-environ": {
+        "OMP_NUM_THREADS": 1,
+        "MKL_NUM_THREADS": 1,
+        "OPENBLAS_NUM_THREADS": 1,
+    },
     # a block of a large scene may hold the GIL for long
     "distributed.scheduler.worker-ttl": "15 minutes",
 }
