@@ -68,6 +68,9 @@ ACTIVATIONS = 6
 """Results of the first level that a plain forward pass holds at once."""
 STRIPS = 8
 """Strips of activations that are held at once, of a tile that is run level by level."""
+STRIPS_READ = 96 * 2**20
+"""Bytes of a scene on its own pixels while a lane averages them to a coarser grid: two
+strips with their validity."""
 HELD = 700 * 10**6
 """Bytes of a process with its libraries, where the system does not tell."""
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -339,7 +342,8 @@ def _block_bytes(work: Plan, dtype: np.dtype[np.generic]) -> int:
     joined = (bands + 1) * (1 if dtype == np.uint8 else _FLOAT)
     pixels = read * (bands * dtype.itemsize + 1 + joined)
     score = 1 if work.engine.blend == "crop" else _FLOAT
-    return pixels + tile * ahead * joined + (read + tile) * classes * score
+    strips = STRIPS_READ if work.scene.resampled else 0
+    return strips + pixels + tile * ahead * joined + (read + tile) * classes * score
 
 
 def _held_bytes() -> int:
