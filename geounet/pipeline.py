@@ -206,6 +206,7 @@ def _staged(work: Plan, *, client: Client, clock: Clock) -> Result:
                 folder=work.staging,
                 run=partial(_run, client),
             )
+        release_memory()  # of what was joined nothing is needed but the outlines
         with clock.stage("export"):
             features = write_features_of(work, traced, files, writers)
         rasters.result()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from geounet.inference import Predictor, with_validity
 from geounet.model import Architecture, BandCard, Card, ClassCard, Model
 from geounet.raster import Scene
-from geounet.tiling import Window
+from geounet.tiling import TileGrid, Window
 
 
 def tiny_card(**architecture: Any) -> Card:
@@ -48,6 +48,17 @@ def with_statistics(network: torch.nn.Module) -> None:
             value.normal_()
         if name.endswith("running_var"):
             value.uniform_(0.5, 2)
+
+
+def grid_of(scene: Scene, model: Model, *, core: int) -> TileGrid:
+    """Square tiles of a scene that are exact for a model."""
+    return TileGrid(
+        height=scene.height,
+        width=scene.width,
+        tile_size=core + 2 * model.halo,
+        halo=model.halo,
+        stride=model.stride,
+    )
 
 
 def predict_whole(

@@ -30,7 +30,7 @@ from geounet.pipeline import run
 from geounet.raster import Scene
 from geounet.tiling import TileGrid, Window
 from tests.conftest import WriteRaster
-from tests.networks import predict_whole, random_model, tiny_card
+from tests.networks import grid_of, predict_whole, random_model, tiny_card
 from tests.scenes import save_tiny
 
 BANDS = (1, 2, 3)
@@ -39,16 +39,6 @@ BANDS = (1, 2, 3)
 def noise(height: int, width: int, *, seed: int = 0) -> NDArray[np.uint8]:
     rng = np.random.default_rng(seed)
     return rng.integers(1, 255, (3, height, width), dtype=np.uint8)
-
-
-def grid_of(scene: Scene, model: Model, *, core: int) -> TileGrid:
-    return TileGrid(
-        height=scene.height,
-        width=scene.width,
-        tile_size=core + 2 * model.halo,
-        halo=model.halo,
-        stride=model.stride,
-    )
 
 
 def tiled_logits(

@@ -34,7 +34,7 @@ from geounet.schedule import connect
 from geounet.stitching import Parts
 from geounet.tiling import Tile, TileGrid
 from tests.conftest import WriteRaster
-from tests.networks import predict_whole, random_model, tiny_card
+from tests.networks import grid_of, predict_whole, random_model, tiny_card
 from tests.scenes import save_tiny, textured
 
 if TYPE_CHECKING:
@@ -112,16 +112,6 @@ def read(path: Path) -> NDArray[Any]:
 
 def contents(result: Result) -> dict[str, bytes]:
     return {role: path.read_bytes() for role, path in result.outputs.items()}
-
-
-def grid_of(scene: Scene, model: Model, *, core: int) -> TileGrid:
-    return TileGrid(
-        height=scene.height,
-        width=scene.width,
-        tile_size=core + 2 * model.halo,
-        halo=model.halo,
-        stride=model.stride,
-    )
 
 
 def scored(

@@ -55,8 +55,8 @@ def peaks_of(
         text=True,
         check=True,
     )
-    inference, whole = map(float, done.stdout.split())
-    return inference, whole
+    peaks = [float(word) for word in done.stdout.split()]
+    return peaks[0], peaks[-1]
 
 
 def peaks_of_noise(folder: Path, *, height: int) -> tuple[float, float]:
@@ -70,12 +70,12 @@ def peaks_of_noise(folder: Path, *, height: int) -> tuple[float, float]:
 
 @pytest.mark.slow
 def test_a_scene_four_times_as_tall_needs_no_more_memory(tmp_path: Path) -> None:
-    """But for outlines that cross blocks, of which noise has more than any scene."""
-    small, small_whole = peaks_of_noise(tmp_path / "small", height=4096)
-    large, large_whole = peaks_of_noise(tmp_path / "large", height=16384)
-    assert large < 1.1 * small, f"{small:.0f} MiB at 17 Mpx, {large:.0f} MiB at 67 Mpx"
-    megapixels = WIDTH * (16384 - 4096) / 1e6
-    assert (large_whole - small_whole) / megapixels < 8
+    small = peaks_of_noise(tmp_path / "small", height=4096)
+    large = peaks_of_noise(tmp_path / "large", height=16384)
+    told = f"{small} MiB at 17 Mpx, {large} MiB at 67 Mpx"
+    assert large[0] < 1.1 * small[0], told
+
+    assert large[1] < 1.25 * small[1], told
 
 
 @pytest.mark.slow
