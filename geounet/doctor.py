@@ -12,8 +12,13 @@ from pathlib import Path
 from geounet import __version__
 from geounet.inference import best_precision, resolve_device
 from geounet.model import DEFAULT_MODEL, SHIPPED, load_card
-from geounet.planning import LARGEST_CORE, available_cores
-from geounet.raster import MAX_BLOCK_BYTES, MAX_PIXELS, gdal_version
+from geounet.planning import LARGEST_CORE
+from geounet.raster import (
+    MAX_BLOCK_BYTES,
+    MAX_PIXELS,
+    available_cores,
+    gdal_version,
+)
 from geounet.recipes import shipped_recipes
 
 PACKAGES = (

@@ -33,7 +33,8 @@ from geounet.inference import (
 )
 from geounet.levelwise import LevelwiseUNet
 from geounet.pipeline import WRITERS, Clock, rule_of, scheduler, stitch, write_class
-from geounet.planning import Plan, available_cores, choose_lanes
+from geounet.planning import Plan, choose_lanes
+from geounet.raster import available_cores
 from geounet.report import write_preview
 from geounet.schedule import run_tasks
 from geounet.stitching import Parts

@@ -31,7 +31,7 @@ from geounet.model import (
     select_bands,
     sha256_of,
 )
-from geounet.raster import Scene
+from geounet.raster import Scene, available_cores
 from geounet.recipes import checked, find_recipe, read_table
 from geounet.tiling import TileGrid
 
@@ -424,13 +424,6 @@ def visible_gpus() -> tuple[str, ...]:
     if named:
         return tuple(name.strip() for name in named.split(","))
     return tuple(str(index) for index in range(torch.cuda.device_count()))
-
-
-def available_cores() -> int:
-    """Return the cores that this process may use, which its affinity may restrict."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def lay_grid(scene: Scene, recipe: Recipe, *, stride: int, halo: int) -> TileGrid:

@@ -779,7 +779,7 @@ def _open_dataset(path: Path, driver: str, **options: Any) -> DatasetReader:
 
 def _decoders(path: Path) -> int:
     """Return how many threads GDAL may decode blocks of a TIFF with, at one time."""
-    return 1 if _bits_reversed(path) else min(_MAX_DECODERS, _available_cores())
+    return 1 if _bits_reversed(path) else min(_MAX_DECODERS, available_cores())
 
 
 def _bits_reversed(path: Path) -> bool:
@@ -805,7 +805,7 @@ def _bits_reversed(path: Path) -> bool:
     return False
 
 
-def _available_cores() -> int:
+def available_cores() -> int:
     """Return the cores that this process may use, which its affinity may restrict."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -74,7 +74,6 @@ def test_a_scene_four_times_as_tall_needs_no_more_memory(tmp_path: Path) -> None
     large = peaks_of_noise(tmp_path / "large", height=16384)
     told = f"{small} MiB at 17 Mpx, {large} MiB at 67 Mpx"
     assert large[0] < 1.1 * small[0], told
-
     assert large[1] < 1.25 * small[1], told
 
 

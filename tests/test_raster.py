@@ -184,7 +184,7 @@ def test_damage_found_while_reading_is_told_with_its_cause(
 @pytest.fixture
 def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have GDAL decode in threads, whatever the machine."""
-    monkeypatch.setattr(raster, "_available_cores", lambda: 8)
+    monkeypatch.setattr(raster, "available_cores", lambda: 8)
 
 
 LAYOUTS: list[dict[str, Any]] = [
