@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,9 @@ from geounet.classes import (
     classify,
 )
 from geounet.raster import Scene
+from geounet.regions import Regions
 from geounet.tiling import Tile, TileGrid, Window
-from geounet.vectorize import BlockTrace, Regions, link, trace_block
+from geounet.vectorize import BlockTrace, merge, trace_block
 
 TRACE_BLOCK = 1024
 """Side of a block to trace, in pixels; the result does not depend on it."""
@@ -33,7 +35,10 @@ TRACE_BLOCK = 1024
 BATCH = 8192
 """Most regions handed out at once: as geometries they take a kilobyte each and more."""
 
-RunTasks = Callable[[Callable[[Tile], None], Iterable[Tile]], Iterator[None]]
+FAN = 4
+"""Blocks a side that are merged at once."""
+
+RunTasks = Callable[[Callable[[Any], None], Iterable[Any]], Iterator[None]]
 """How tasks are run; see `geounet.schedule.run_tasks`."""
 
 
@@ -95,31 +100,34 @@ class RasterLabels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracedMask:
-    """The traces of all blocks on disk, and the regions that cross their borders."""
+    """The regions of a mask on disk, by the band of rows where each starts."""
 
     grid: TileGrid
     folder: Path
-    crossing: Regions
 
     def regions(self, value: int) -> Iterator[Regions]:
         """Yield the regions of a class, in the order of their origins, by batches.
 
-        One row of blocks is loaded at a time: memory grows with the width of the
-        raster, not with its height.
+        One band is loaded at a time: memory grows with the width of the raster, not
+        with its height.
         """
-        crossing = self.crossing.select(self.crossing.value == value)
-        row_of = crossing.origin // self.grid.width
-        for block_row in range(self.grid.shape[0]):
-            first = block_row * self.grid.core_shape[0]
-            here = (row_of >= first) & (row_of < first + self.grid.core_shape[0])
-            parts = [crossing.select(here)]
-            for block_col in range(self.grid.shape[1]):
-                block = self.grid[block_row * self.grid.shape[1] + block_col]
-                inside = BlockTrace.load(_trace_path(self.folder, block)).regions
-                parts.append(inside.select(inside.value == value))
-            row = Regions.concatenate(parts).sorted()
-            for start in range(0, max(len(row), 1), BATCH):
-                yield row.select(np.arange(start, min(start + BATCH, len(row))))
+        for band in range(self.grid.shape[0]):
+            parts = (Regions.load(path) for path in _closed_paths(self.folder, band))
+            here = Regions.concatenate([p.select(p.value == value) for p in parts])
+            order = np.argsort(here.origin)
+            for start in range(0, len(here), BATCH):
+                yield here.select(order[start : start + BATCH])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Merge:
+    """Traces of a rectangle of blocks, or of earlier merges, to be joined."""
+
+    level: int
+    row: int
+    col: int
+    members: tuple[tuple[int, int], ...]
+    """Row and column of each, among those of the level below."""
 
 
 def trace_mask(
@@ -132,21 +140,49 @@ def trace_mask(
 ) -> TracedMask:
     """Trace a mask block by block and join what crosses the borders.
 
+    Blocks are merged in squares, and the results again, until nothing is open. What a
+    task closes it writes, so that only what is open goes on to the next level.
+
     Args:
         labels: the mask.
         classes: values to trace.
-        folder: where the blocks' traces are staged; a folder all workers see.
+        folder: where traces and regions are staged; a folder all workers see.
         run: runs the tasks, here or on a cluster, in any order.
         block_size: side of a block in pixels.
     """
     grid = TileGrid(
         height=labels.height, width=labels.width, tile_size=block_size, halo=0
     )
-    task = partial(_trace_to_file, labels=labels, classes=classes, folder=folder)
-    for _ in run(task, grid):
+    trace = partial(_trace_to_file, labels=labels, classes=classes, folder=folder)
+    for _ in run(trace, grid):
         pass
-    traces = (BlockTrace.load(_trace_path(folder, block)) for block in grid)
-    return TracedMask(grid=grid, folder=folder, crossing=link(traces))
+    join = partial(_merge_to_file, folder=folder, band_height=grid.core_shape[0])
+    for merges in _levels(grid.shape):
+        for _ in run(join, merges):
+            pass
+    return TracedMask(grid=grid, folder=folder)
+
+
+def _levels(shape: tuple[int, int]) -> Iterator[list[_Merge]]:
+    """Yield the merges of each level, until one trace is left."""
+    level = 0
+    while shape != (1, 1):
+        level += 1
+        below, shape = shape, (-(-shape[0] // FAN), -(-shape[1] // FAN))
+        yield [
+            _Merge(
+                level=level,
+                row=row,
+                col=col,
+                members=tuple(
+                    product(
+                        range(row * FAN, min(row * FAN + FAN, below[0])),
+                        range(col * FAN, min(col * FAN + FAN, below[1])),
+                    )
+                ),
+            )
+            for row, col in product(range(shape[0]), range(shape[1]))
+        ]
 
 
 def _trace_to_file(
@@ -160,18 +196,43 @@ def _trace_to_file(
         width=core.width + 1,
     )
     found = labels.read(window)
-    trace_block(
+    trace = trace_block(
         found.mask,
         row_off=core.row_off,
         col_off=core.col_off,
         raster_shape=(labels.height, labels.width),
         classes=classes,
         scores=found.best,
-    ).save(_trace_path(folder, block))
+    )
+    here = 0, block.row, block.col
+    trace.without_regions().save(_trace_path(folder, *here))
+    trace.regions.save(_closed_path(folder, block.row, *here))
 
 
-def _trace_path(folder: Path, block: Tile) -> Path:
-    return folder / f"trace-{block.row:05d}-{block.col:05d}.npz"
+def _merge_to_file(merging: _Merge, *, folder: Path, band_height: int) -> None:
+    below = merging.level - 1
+    trace = merge(
+        BlockTrace.load(_trace_path(folder, below, row, col))
+        for row, col in merging.members
+    )
+    here = merging.level, merging.row, merging.col
+    trace.without_regions().save(_trace_path(folder, *here))
+    band = trace.regions.origin // (trace.raster_shape[1] * band_height)
+    for number in np.unique(band).tolist():
+        closed = trace.regions.select(band == number)
+        closed.save(_closed_path(folder, number, *here))
+
+
+def _trace_path(folder: Path, level: int, row: int, col: int) -> Path:
+    return folder / f"open-{level}-{row:05d}-{col:05d}.npz"
+
+
+def _closed_path(folder: Path, band: int, level: int, row: int, col: int) -> Path:
+    return folder / f"closed-{band:05d}-{level}-{row:05d}-{col:05d}.npz"
+
+
+def _closed_paths(folder: Path, band: int) -> list[Path]:
+    return sorted(folder.glob(f"closed-{band:05d}-*.npz"))
 
 
 def mask_counts(mask: NDArray[np.uint8]) -> NDArray[np.int64]:

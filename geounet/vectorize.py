@@ -6,8 +6,8 @@ GDALPolygonize, so that every polygon is valid in the sense of OGC Simple Featur
 
 **One block.** Look at each lattice vertex, where four pixels meet. Which of the four
 are equal says which corners of outlines lie there and where each heads; straight
-*cracks*, the unit edges between unequal pixels, have none, so there are no collinear
-vertices. One sweep in row-major order ties every corner to its successor, and the
+*cracks*, the unit edges between unequal pixels, have none, unless two other outlines
+meet there. One sweep in row-major order ties every corner to its successor, and the
 rings are the cycles of that permutation. The interior is on the left as seen on
 screen: exteriors run counterclockwise in a north-up map (RFC 7946, 3.1.6). An outline
 that touches itself where four pixels meet like a checkerboard is cut there by swapping
@@ -17,42 +17,44 @@ a ring that starts higher, and so leads to the exterior.
 
 **Many blocks.** A block owns the lattice vertices of its core, and needs one row and
 one column of the mask beyond it, north and west. Where a crack leaves the block it goes
-through a *portal*, named by the unit edge that crosses the border and its heading. What
-stays open is an *arc*, from portal to portal; ``link`` joins arcs whose portals have
-the same name. No vertex is ever made on a seam, and only integers are compared.
+through a *portal*, named by the unit edge that crosses the border and its heading.
+What stays open is an *arc*, from portal to portal. ``merge`` joins the arcs of blocks
+that form a rectangle: polygons that this closes are finished, and what is left is again
+a trace, of a larger block. So blocks can be merged in any order, pairs or rows or
+squares, on as many workers as there are, and only what is still open is ever held. No
+vertex is ever made on a seam, and only integers are compared.
 
-**Sums without a label raster.** The sum of the scores in a region is the signed sum of
-their summed-area table (Crow 1984, https://doi.org/10.1145/800031.808600) over the
-region's corners: Green's theorem on pixels (Tang 1982,
-https://doi.org/10.1109/TPAMI.1982.4767241). The table starts anew in each block; what
-the blocks above would add does not depend on the row, so along an arc it telescopes to
-the difference between its two ends.
+**Sums without a label raster.** Each run of pixels in a row begins at a crack, which is
+on an outline of its region: sums and maxima of scores are kept with that outline.
 """
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 import numba
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 
-from geounet.errors import ConfigError, CRSError, RasterError, TilingError
-
-NODATA = 255
-"""The value of a mask where there is no imagery; never a polygon."""
+from geounet.errors import ConfigError, TilingError
+from geounet.regions import (
+    JUNCTION,
+    NODATA,
+    TOUCHING,
+    Regions,
+    chained,
+    load_arrays,
+    offsets_of,
+    save_arrays,
+)
 
 MAX_BLOCK_PIXELS = 2**28
 """A pixel has four corners, which are counted in 32 bits."""
 
-_NO_TRACE = (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile)
-"""What numpy raises on a file that is not what ``BlockTrace.save`` wrote."""
 _NONE = -1
 _LEFT = -2
 """``_LEFT - row`` refers to the run that enters a block from the left in ``row``."""
@@ -71,110 +73,8 @@ _compiled = numba.njit(cache=True, nogil=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Regions:
-    """Polygons of pixels as ragged arrays; n polygons, r rings, v vertices.
-
-    A ring starts at its topmost, then leftmost vertex, has no collinear and no repeated
-    vertex (it is not closed), and keeps the interior on its left on screen. Holes are
-    in the order of their first vertices.
-    """
-
-    value: NDArray[np.uint8]
-    """(n,) class ids."""
-
-    origin: NDArray[np.int64]
-    """(n,) ``row * width + col`` of the topmost, then leftmost pixel: a stable id."""
-
-    area: NDArray[np.int64]
-    """(n,) pixels, holes not counted."""
-
-    score_sum: NDArray[np.int64]
-    """(n,) sum of the scores of the pixels; 0 where there were no scores."""
-
-    coords: NDArray[np.int32]
-    """(v, 2) col, row of pixel corners, counted from the raster's upper left."""
-
-    ring_offsets: NDArray[np.int64]
-    """(r + 1,) where each ring starts in ``coords``."""
-
-    polygon_offsets: NDArray[np.int64]
-    """(n + 1,) where each polygon starts among the rings: its exterior, then holes."""
-
-    def __len__(self) -> int:
-        return len(self.value)
-
-    def select(self, keep: NDArray[np.bool_] | NDArray[np.integer]) -> Regions:
-        """Return the polygons at ``keep``: a mask of length n, or any indices."""
-        index = np.arange(len(self))[keep]
-        rings, polygon_offsets = _ragged(self.polygon_offsets, index)
-        vertices, ring_offsets = _ragged(self.ring_offsets, rings)
-        return Regions(
-            value=self.value[index],
-            origin=self.origin[index],
-            area=self.area[index],
-            score_sum=self.score_sum[index],
-            coords=self.coords[vertices],
-            ring_offsets=ring_offsets,
-            polygon_offsets=polygon_offsets,
-        )
-
-    def sorted(self) -> Regions:
-        """Return the polygons by ``origin``: the order of ``polygonize``."""
-        return self.select(np.argsort(self.origin))
-
-    @staticmethod
-    def concatenate(parts: Sequence[Regions]) -> Regions:
-        """Return the polygons of all parts, one part after the other."""
-        parts = [_no_regions(), *parts]
-        return Regions(
-            value=np.concatenate([part.value for part in parts]),
-            origin=np.concatenate([part.origin for part in parts]),
-            area=np.concatenate([part.area for part in parts]),
-            score_sum=np.concatenate([part.score_sum for part in parts]),
-            coords=np.concatenate([part.coords for part in parts]),
-            ring_offsets=_chained([part.ring_offsets for part in parts]),
-            polygon_offsets=_chained([part.polygon_offsets for part in parts]),
-        )
-
-    def closed(
-        self, transform: Iterable[float]
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Return closed rings in map coordinates: (v + r, 2) x, y and (r + 1,) offsets.
-
-        Exteriors are counterclockwise and holes clockwise in the map, whichever way the
-        transform turns or flips the raster.
-
-        Args:
-            transform: ``a, b, c, d, e, f`` of ``x = a col + b row + c`` and
-                ``y = d col + e row + f``; an ``affine.Affine`` will do.
-
-        Raises:
-            CRSError: the transform maps the raster to a line or a point.
-        """
-        a, b, c, d, e, f, *_ = transform
-        turn = int(np.sign(a * e - b * d))
-        if turn == 0:
-            raise CRSError(f"transform {(a, b, c, d, e, f)} is flat: a*e - b*d is 0")
-        lengths = np.diff(self.ring_offsets)
-        closed = self.ring_offsets + np.arange(len(self.ring_offsets))
-        step = np.arange(closed[-1]) - np.repeat(closed[:-1], lengths + 1)
-        along = (-turn * step) % np.repeat(lengths, lengths + 1)
-        along += np.repeat(self.ring_offsets[:-1], lengths + 1)
-        col, row = self.coords[along].T
-        return np.column_stack([a * col + b * row + c, d * col + e * row + f]), closed
-
-    def geometries(self, transform: Iterable[float]) -> NDArray[np.object_]:
-        """Return (n,) shapely Polygons in map coordinates; see ``closed``."""
-        xy, rings = self.closed(transform)
-        polygons = shapely.from_ragged_array(
-            shapely.GeometryType.POLYGON, xy, (rings, self.polygon_offsets)
-        )
-        return cast("NDArray[np.object_]", polygons)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BlockTrace:
-    """What tracing one block yields: finished polygons, and arcs for ``link``.
+    """What tracing a block yields, or merging blocks: finished polygons, and open arcs.
 
     An arc is a piece of outline from where it enters the block to where it leaves it,
     or a whole hole whose exterior is not closed in this block. There are k arcs with w
@@ -198,14 +98,17 @@ class BlockTrace:
     """Rows and columns of the raster."""
 
     regions: Regions
-    """The polygons that lie inside the block, by origin."""
-
-    column_sums: NDArray[np.int64]
-    """(width,) sums of the scores down the core; 0 where there were no scores."""
+    """The polygons that were closed here, by origin."""
 
     run_right: NDArray[np.int32]
     """(lattice rows,) reference: on which arc begins the run of pixels that crosses the
     right border just above this lattice row."""
+
+    left_sum: NDArray[np.int64]
+    """(lattice rows,) sum of the scores of the run that enters from the left."""
+
+    left_max: NDArray[np.uint8]
+    """(lattice rows,) highest score of the run that enters from the left."""
 
     arc_entry: NDArray[np.int64]
     """(k,) name of the portal where the arc enters, -1 for a whole hole."""
@@ -216,8 +119,11 @@ class BlockTrace:
     arc_value: NDArray[np.uint8]
     """(k,) class of the region that the arc bounds."""
 
-    arc_score: NDArray[np.int64]
-    """(k,) the arc's part of its region's sum of scores, from this block's pixels."""
+    arc_sum: NDArray[np.int64]
+    """(k,) sum of the scores of the runs that begin at the arc."""
+
+    arc_max: NDArray[np.uint8]
+    """(k,) highest score of the runs that begin at the arc."""
 
     arc_parent: NDArray[np.int32]
     """(k,) reference: where the run begins that lies above the arc's first vertex, if a
@@ -229,21 +135,29 @@ class BlockTrace:
     arc_coords: NDArray[np.int32]
     """(w, 2) col, row, as in ``Regions``."""
 
+    arc_beyond: NDArray[np.uint8]
+    """(w,) as in ``Regions``."""
+
+    arc_mark: NDArray[np.uint8]
+    """(w,) as in ``Regions``."""
+
     touching: NDArray[np.int32]
     """(m, 2) positions in ``arc_coords`` of corners of one class that face each other
     at one vertex; if they turn out to be on one ring, it is cut there."""
 
+    def without_regions(self) -> BlockTrace:
+        """Return only what is open: what ``merge`` needs."""
+        return replace(self, regions=Regions.none())
+
     def save(self, path: str | Path) -> None:
         """Write to an ``.npz`` file; the same trace gives the same bytes."""
-        arrays: dict[str, Any] = {
-            name: np.asarray(getattr(self, name))
-            for name in _names(BlockTrace)
-            if name != "regions"
-        }
-        for name in _names(Regions):
-            arrays[f"regions.{name}"] = getattr(self.regions, name)
-        with Path(path).open("wb") as file:
-            np.savez(file, **arrays)
+        save_arrays(
+            path,
+            {
+                **{name: np.asarray(getattr(self, name)) for name in _names()},
+                **{f"regions.{n}": getattr(self.regions, n) for n in Regions.names()},
+            },
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> BlockTrace:
@@ -252,29 +166,22 @@ class BlockTrace:
         Raises:
             RasterError: the file is not a whole block trace.
         """
-        try:
-            with Path(path).open("rb") as file:
-                return cls._from_arrays(dict(np.load(file, allow_pickle=False)))
-        except _NO_TRACE as error:
-            raise RasterError(
-                f"{path} is not a block trace ({error}); delete it and trace again"
-            ) from error
+        return load_arrays(path, cls._from_arrays)
 
     @classmethod
     def _from_arrays(cls, arrays: dict[str, NDArray[np.generic]]) -> BlockTrace:
-        values: dict[str, Any] = {
-            name: arrays[name] for name in _names(cls) if name != "regions"
-        }
+        values: dict[str, Any] = {name: arrays[name] for name in _names()}
         for name in ("row_off", "col_off", "height", "width"):
             values[name] = int(values[name])
         rows, cols = values["raster_shape"].tolist()
         values["raster_shape"] = rows, cols
-        parts: dict[str, Any] = {n: arrays[f"regions.{n}"] for n in _names(Regions)}
+        parts: dict[str, Any] = {n: arrays[f"regions.{n}"] for n in Regions.names()}
         return cls(regions=Regions(**parts), **values)
 
 
-def _names(kind: type[Regions] | type[BlockTrace]) -> list[str]:
-    return [field.name for field in fields(kind)]
+def _names() -> list[str]:
+    """Return the names of what is no region."""
+    return [field.name for field in fields(BlockTrace) if field.name != "regions"]
 
 
 # ---------------------------------------------------------------- the three operations
@@ -298,9 +205,15 @@ def polygonize(
         ConfigError: a class is not in 0..254.
     """
     _check_arrays(mask, scores)
-    window = _framed(mask, north=1, west=1, south=1, east=1)
+    frame = {"north": 1, "west": 1, "south": 1, "east": 1}
     shape = (mask.shape[0], mask.shape[1])
-    trace = _trace(window, scores, offset=(0, 0), raster_shape=shape, classes=classes)
+    trace = _trace(
+        _framed(mask, **frame),
+        None if scores is None else _framed(scores, **frame),
+        offset=(0, 0),
+        raster_shape=shape,
+        classes=classes,
+    )
     return trace.regions
 
 
@@ -326,7 +239,7 @@ def trace_block(
         col_off: the raster's column where the core starts.
         raster_shape: rows and columns of the whole raster.
         classes: the classes wanted; by default every value but 255.
-        scores: as large as ``mask``; only the core is read.
+        scores: as large as ``mask``; the column before the core does not matter.
 
     Raises:
         TilingError: the core is empty, too large or not inside the raster, or
@@ -346,62 +259,77 @@ def trace_block(
             f"the core ends at row {bottom}, col {right}, outside a raster of "
             f"{raster_shape[0]} x {raster_shape[1]}; give 1 + rows, 1 + cols of mask"
         )
-    window = _framed(
-        mask[int(row_off == 0) :, int(col_off == 0) :],
-        north=int(row_off == 0),
-        west=int(col_off == 0),
-        south=int(bottom == raster_shape[0]),
-        east=int(right == raster_shape[1]),
-    )
+    frame = {
+        "north": int(row_off == 0),
+        "west": int(col_off == 0),
+        "south": int(bottom == raster_shape[0]),
+        "east": int(right == raster_shape[1]),
+    }
+    inside = np.s_[frame["north"] :, frame["west"] :]
     return _trace(
-        window,
-        None if scores is None else scores[1:, 1:],
+        _framed(mask[inside], **frame),
+        None if scores is None else _framed(scores[inside], **frame),
         offset=(row_off, col_off),
         raster_shape=raster_shape,
         classes=classes,
     )
 
 
-def link(traces: Iterable[BlockTrace]) -> Regions:
-    """Return the polygons that cross block borders, by origin.
+def merge(traces: Iterable[BlockTrace]) -> BlockTrace:
+    """Join the traces of blocks that form a rectangle into that of the rectangle.
 
-    Together with the ``regions`` of the traces they are exactly what ``polygonize``
-    returns for the whole mask, whatever the blocks are::
+    Its ``regions`` are the polygons that this closes, by origin, and not those that the
+    traces have already. After the last merge nothing is open, and all polygons together
+    are exactly what ``polygonize`` returns for the whole mask, whatever the blocks are
+    and in whatever order they were merged::
 
-        Regions.concatenate([*(t.regions for t in traces), link(traces)]).sorted()
+        Regions.concatenate([*(t.regions for t in traces), merge(traces).regions])
 
     Args:
-        traces: of all blocks, in any order. Only the arcs are kept, so an iterator that
-            loads one file after the other needs little memory.
+        traces: of blocks, or of earlier merges, in any order.
 
     Raises:
-        TilingError: the blocks do not cover the raster exactly once, or disagree about
+        TilingError: the blocks do not cover a rectangle exactly once, or disagree about
             the mask where they meet, or leave too many vertices for 32 bits.
     """
-    blocks = _grid([replace(trace, regions=_no_regions()) for trace in traces])
-    if not blocks:
-        return _no_regions()
-    width = blocks[0].raster_shape[1]
-    arcs = _gathered(blocks)
-    following = _following(arcs, width)
-    successor, ring, top, top_arc = _close(following, arcs.offsets, arcs.coords)
-    hole = arcs.coords[successor[top], 0] > arcs.coords[top, 0]
-    parent = np.where(hole, ring[arcs.parent[top_arc]], np.int32(_NONE))
-    polygon, count = _nest(np.argsort(_keys(arcs.coords[top], width + 1)), parent)
-    curve = np.repeat(ring, np.diff(arcs.offsets))
-    _cut(successor, arcs.touching, curve, 0)
-    rings = _rings(arcs.coords, successor, np.zeros(0, np.int64), curve, polygon)
-    rings = _from_the_top(arcs.coords, successor, rings, width)
-    value, score_sum = np.zeros(count, np.uint8), np.zeros(count, np.int64)
-    value[polygon[ring]] = arcs.value
-    np.add.at(score_sum, polygon[ring], arcs.score)
-    return _regions(
-        arcs.coords,
-        successor,
-        rings,
-        value=value,
-        score_sum=score_sum,
-        raster_width=width,
+    blocks = _grid([trace.without_regions() for trace in traces])
+    first, last = blocks[0], blocks[-1]
+    arcs, sides = _gathered(blocks)
+    following, entered = _following(arcs, first, last)
+    chains = _chained_arcs(following, entered, arcs.offsets, arcs.coords)
+    polygon, owner = _nested(chains, arcs)
+    curve = np.repeat(chains.of_arc, np.diff(arcs.offsets))
+    nodes = _Nodes(arcs.coords, arcs.beyond, arcs.mark, chains.successor)
+    _cut(nodes, arcs.touching, curve, chains.open)
+    rings = _rings(nodes.vertex, nodes.successor, curve, polygon)
+    value = np.zeros(len(polygon), np.uint8)
+    value[chains.of_arc] = arcs.value
+    first_arc, last_arc = chains.first[: chains.open], chains.last[: chains.open]
+    top = np.where(chains.top >= 0, arcs.parent[chains.top_arc], _NONE)
+    return _assembled(
+        {
+            "row_off": first.row_off,
+            "col_off": first.col_off,
+            "height": last.row_off + last.height - first.row_off,
+            "width": last.col_off + last.width - first.col_off,
+            "raster_shape": first.raster_shape,
+        },
+        nodes,
+        _from_the_top(nodes, rings, first.raster_shape[1]),
+        _Curves(
+            curve,
+            polygon,
+            value,
+            *_tally(chains.of_arc, arcs.sum, arcs.max, len(polygon)),
+        ),
+        start=chains.start[: chains.open],
+        length=chains.length[: chains.open],
+        portals=(arcs.entry[first_arc], arcs.exit[last_arc]),
+        parent=_referred(top[: chains.open], chains.of_arc, owner),
+        owner=owner,
+        touching=arcs.touching,
+        run_right=_referred(sides.run_right, chains.of_arc, owner),
+        left=(sides.left_sum, sides.left_max),
     )
 
 
@@ -413,6 +341,10 @@ class _Corners(NamedTuple):
 
     vertex: _Int32
     """(n, 2) col, row; of a portal, where its edge meets the core's rectangle."""
+    beyond: _Bytes
+    """(n,) value to the right of the edge that leaves the corner."""
+    mark: _Bytes
+    """(n,) as in ``Regions``."""
     successor: _Int32
     """(n,) the next corner along the outline, -1 after a portal that leads out."""
     run: _Int32
@@ -420,6 +352,22 @@ class _Corners(NamedTuple):
     pixels above it, or ``_LEFT - row``; else -1."""
     heading: NDArray[np.int8]
     """(n,) of a portal; -1 for a corner."""
+    sum: _Int64
+    """(n,) of the scores of the runs that begin at the southward crack from the corner;
+    empty without scores."""
+    max: _Bytes
+    """(n,) of the same scores, the highest."""
+
+
+class _Sides(NamedTuple):
+    """What a block must know of the runs of pixels at its left and right border."""
+
+    run_right: NDArray[np.integer]
+    """(lattice rows,) as in ``BlockTrace``."""
+    left_sum: _Int64
+    """(lattice rows,) as in ``BlockTrace``."""
+    left_max: _Bytes
+    """(lattice rows,) as in ``BlockTrace``."""
 
 
 class _OpenArcs(NamedTuple):
@@ -433,25 +381,45 @@ class _OpenArcs(NamedTuple):
     """(k,) how many corners lie between."""
     run: _Int32
     """(k,) ``run`` of the topmost, then leftmost of them; -1 if there are none."""
-    score: _Int64
-    """(k,) the arc's part of the sum of scores."""
+
+
+class _Nodes(NamedTuple):
+    """The vertices of outlines, in the raster's coordinates."""
+
+    vertex: _Int32
+    beyond: _Bytes
+    mark: _Bytes
+    successor: _Int32
+
+
+class _Curves(NamedTuple):
+    """Pieces of outline, arcs first; a closed one is a ring, or several once cut."""
+
+    of_node: _Int32
+    """(v,) the curve of each vertex."""
+    polygon: _Int32
+    """(c,) its polygon; -1 for a hole of a polygon not closed here, -2 for an arc."""
+    value: _Bytes
+    """(c,) class of the region that it bounds."""
+    sum: _Int64
+    """(c,) of the scores of the runs that begin at it."""
+    max: _Bytes
+    """(c,) of these scores, the highest."""
 
 
 class _Rings(NamedTuple):
     """Cycles of successors."""
 
     start: _Int32
-    """(r,) the corner with the lowest number: topmost, then leftmost, in a block."""
+    """(r,) a vertex, once sorted the topmost, then leftmost."""
     length: _Int32
-    """(r,) how many corners."""
+    """(r,) how many vertices."""
     polygon: _Int32
     """(r,) number of the polygon; -1 for a hole of a polygon not closed here."""
     curve: _Int32
     """(r,) number of the curve that the ring is, or was cut from."""
     area: _Int64
     """(r,) pixels inside; negative for a hole."""
-    score: _Int64
-    """(r,) sum of scores inside; negative for a hole."""
 
 
 def _trace(
@@ -465,66 +433,121 @@ def _trace(
     """Trace a block; its core starts at ``offset``, row and column.
 
     ``window`` has one row and one column before each vertex that the block owns, and
-    ``scores`` are those of the core. Vertices count from the core's corner until all
-    that looks at pixels is done.
+    ``scores`` too. Vertices count from the core's corner until all that looks at pixels
+    is done.
     """
-    height = min(window.shape[0] - 1, raster_shape[0] - offset[0])
-    width = min(window.shape[1] - 1, raster_shape[1] - offset[1])
-    corners, touching, run_right = _sweep(window, _kept(classes))
-    vertex, successor, _, _ = corners
-    integral, column_sums = np.zeros(0, np.int64), np.zeros(width, np.int64)
-    if scores is not None:
-        integral, column_sums = _integral(vertex, np.ascontiguousarray(scores))
-    arcs, curve = _open_arcs(corners, integral)
-    polygon, owner, count = _closed_curves(corners, curve, len(arcs.entry))
-    _cut(successor, touching, curve, len(arcs.entry))
-    rings = _rings(vertex, successor, integral, curve, polygon)
-    inside = rings.polygon >= 0
-    holes = _Rings._make(column[~inside] for column in rings)
-    rings = _Rings._make(column[inside] for column in rings)
-
-    value, score_sum = np.zeros(count, np.uint8), np.zeros(count, np.int64)
-    exterior = rings.area > 0
-    value[rings.polygon[exterior]] = _pixels(
-        window, vertex[rings.start[exterior]], 0, 0
-    )
-    np.add.at(score_sum, rings.polygon, rings.score)
-    # north-east of a hole's first vertex is its region, cut or not
-    hole_values = _pixels(window, vertex[holes.start], -1, 0)
-    arc_value = np.append(_entry_values(window, corners, arcs.entry), hole_values)
+    if scores is None:
+        scores = np.zeros((0, 0), np.uint8)
+    corners, touching, sides = _sweep(window, _kept(classes), scores)
+    vertex = corners.vertex
+    arcs, curve = _open_arcs(corners)
+    n_arcs = len(arcs.entry)
+    polygon, owner = _closed_curves(corners, curve, n_arcs)
+    nodes = _Nodes(vertex, corners.beyond, corners.mark, corners.successor)
+    _cut(nodes, touching, curve, n_arcs)
+    rings = _rings(vertex, nodes.successor, curve, polygon)
+    value = np.zeros(len(polygon), np.uint8)
+    value[:n_arcs] = _entry_values(window, corners, arcs.entry)
+    # north-east of a hole's first vertex is its region, south-east of an exterior's
+    step = np.where(rings.area > 0, 0, -1)
+    value[rings.curve] = _pixels(window, vertex[rings.start], step, 0)
+    tally = _tally(curve, corners.sum, corners.max, len(polygon))
 
     vertex += np.array([offset[1], offset[0]], np.int32)
-    starts = np.append(successor[arcs.entry], holes.start)
-    offsets = _offsets(np.append(arcs.length, holes.length))
-    nodes = _walk(successor, starts, offsets)
-    position = np.empty_like(successor)
-    position[nodes] = np.arange(len(nodes), dtype=np.int32)
-    whole = np.full(len(holes.start), _NONE, np.int64)
-    return BlockTrace(
-        row_off=offset[0],
-        col_off=offset[1],
-        height=height,
-        width=width,
-        raster_shape=raster_shape,
-        regions=_regions(
-            vertex,
-            successor,
-            rings,
-            value=value,
-            score_sum=score_sum,
-            raster_width=raster_shape[1],
+    width = raster_shape[1]
+    return _assembled(
+        {
+            "row_off": offset[0],
+            "col_off": offset[1],
+            "height": min(window.shape[0] - 1, raster_shape[0] - offset[0]),
+            "width": min(window.shape[1] - 1, width - offset[1]),
+            "raster_shape": raster_shape,
+        },
+        nodes,
+        rings,
+        _Curves(curve, polygon, value, *tally),
+        start=nodes.successor[arcs.entry],
+        length=arcs.length,
+        portals=(
+            _portals(corners, arcs.entry, width),
+            _portals(corners, arcs.exit, width),
         ),
-        column_sums=column_sums,
-        run_right=_referred(run_right, curve, owner),
-        arc_entry=np.append(_portals(corners, arcs.entry, raster_shape[1]), whole),
-        arc_exit=np.append(_portals(corners, arcs.exit, raster_shape[1]), whole),
-        arc_value=arc_value,
-        arc_score=np.append(arcs.score, holes.score),
-        arc_parent=np.append(_referred(arcs.run, curve, owner), owner[holes.curve]),
-        arc_offsets=offsets,
-        arc_coords=vertex[nodes],
-        touching=position[touching[(curve[touching] < len(arcs.entry)).all(axis=1)]],
+        parent=_referred(arcs.run, curve, owner),
+        owner=owner,
+        touching=touching,
+        run_right=_referred(sides.run_right, curve, owner),
+        left=(sides.left_sum, sides.left_max),
     )
+
+
+def _assembled(
+    frame: dict[str, Any],
+    nodes: _Nodes,
+    rings: _Rings,
+    curves: _Curves,
+    *,
+    start: _Int32,
+    length: NDArray[np.integer],
+    portals: tuple[_Int64, _Int64],
+    parent: _Int32,
+    owner: _Int32,
+    touching: _Int32,
+    run_right: _Int32,
+    left: tuple[_Int64, _Bytes],
+) -> BlockTrace:
+    """Write out closed polygons, and what is open: arcs, then holes of open polygons.
+
+    Args:
+        frame: where the block lies.
+        nodes: all vertices.
+        rings: by their first vertices.
+        curves: of which the first are the arcs.
+        start: of each arc its first vertex.
+        length: of each arc, in vertices.
+        portals: of each arc where it enters and leaves.
+        parent: of each arc.
+        owner: per curve the reference that stands for its polygon, if that is open.
+        touching: pairs of vertices.
+        run_right: of the block.
+        left: sums and maxima of the runs that enter from the left.
+    """
+    inside = rings.polygon >= 0
+    holes = _Rings._make(column[~inside] for column in rings)
+    closed = _Rings._make(column[inside] for column in rings)
+    arc = np.append(np.arange(len(start)), holes.curve)
+    # a hole that was cut in two has its sum once
+    counted = np.append(np.zeros(len(start), np.bool_), _repeated(holes.curve))
+    offsets = offsets_of(np.append(length, holes.length))
+    walked = _walk(nodes.successor, np.append(start, holes.start), offsets)
+    position = np.empty(len(nodes.successor), np.int32)
+    position[walked] = np.arange(len(walked), dtype=np.int32)
+    whole = np.full(len(holes.start), _NONE, np.int64)
+    still = (curves.of_node[touching] < len(start)).all(axis=1)
+    return BlockTrace(
+        **frame,
+        regions=_regions(nodes, closed, curves, frame["raster_shape"][1]),
+        run_right=run_right,
+        left_sum=left[0],
+        left_max=left[1],
+        arc_entry=np.append(portals[0], whole),
+        arc_exit=np.append(portals[1], whole),
+        arc_value=curves.value[arc],
+        arc_sum=np.where(counted, 0, curves.sum[arc]),
+        arc_max=curves.max[arc],
+        arc_parent=np.append(parent, owner[holes.curve]),
+        arc_offsets=offsets,
+        arc_coords=nodes.vertex.take(walked, axis=0),
+        arc_beyond=nodes.beyond[walked],
+        arc_mark=nodes.mark[walked],
+        touching=position[touching[still]],
+    )
+
+
+def _repeated(curve: _Int32) -> NDArray[np.bool_]:
+    """Return whether each curve was there before."""
+    repeated = np.ones(len(curve), np.bool_)
+    repeated[np.unique(curve, return_index=True)[1]] = False
+    return repeated
 
 
 def _portals(corners: _Corners, portal: _Int32, raster_width: int) -> _Int64:
@@ -549,19 +572,19 @@ def _pixels(
     return pixels
 
 
-def _referred(reference: _Int32, curve: _Int32, owner: _Int32) -> _Int32:
-    """Turn references to corners into references to arcs."""
-    found = reference.copy()
-    corner = reference >= 0
-    found[corner] = owner[curve[reference[corner]]]
+def _referred(reference: NDArray[np.integer], curve: _Int32, owner: _Int32) -> _Int32:
+    """Turn references to corners, or to joined arcs, into those of a trace."""
+    found = reference.astype(np.int32)
+    inside = reference >= 0
+    found[inside] = owner[curve[reference[inside]]]
     return found
 
 
-def _framed(mask: _Bytes, *, north: int, west: int, south: int, east: int) -> _Bytes:
-    """Return the mask with so many rows and columns of nodata around it."""
+def _framed(array: _Bytes, *, north: int, west: int, south: int, east: int) -> _Bytes:
+    """Return a mask or scores with so many rows and columns of nodata around it."""
     if not (north or west or south or east):
-        return np.ascontiguousarray(mask)
-    return np.pad(mask, ((north, south), (west, east)), constant_values=NODATA)
+        return np.ascontiguousarray(array)
+    return np.pad(array, ((north, south), (west, east)), constant_values=NODATA)
 
 
 def _kept(classes: Collection[int] | None) -> NDArray[np.bool_]:
@@ -590,7 +613,7 @@ def _check_arrays(mask: _Bytes, scores: _Bytes | None) -> None:
         )
 
 
-# ----------------------------------------------------------------------- linking blocks
+# ----------------------------------------------------------------------- merging blocks
 
 
 class _Arcs(NamedTuple):
@@ -599,68 +622,107 @@ class _Arcs(NamedTuple):
     entry: _Int64
     exit: _Int64
     value: _Bytes
-    score: _Int64
+    sum: _Int64
+    max: _Bytes
     parent: _Int64
     offsets: _Int64
     coords: _Int32
+    beyond: _Bytes
+    mark: _Bytes
     touching: _Int32
 
 
+class _Chains(NamedTuple):
+    """Arcs joined: those still open first, then the closed ones; c chains."""
+
+    open: int
+    """How many are open."""
+    of_arc: _Int32
+    """(k,) the chain of each arc."""
+    successor: _Int32
+    """(w,) the vertex that follows each, -1 at the end of what is open."""
+    first: _Int32
+    """(c,) first arc."""
+    last: _Int32
+    """(c,) last arc."""
+    start: _Int32
+    """(c,) first vertex, -1 if there is none."""
+    length: _Int64
+    """(c,) how many vertices."""
+    top: _Int32
+    """(c,) topmost, then leftmost vertex, -1 if there is none."""
+    top_arc: _Int32
+    """(c,) the arc that has it."""
+
+
 def _grid(traces: list[BlockTrace]) -> list[BlockTrace]:
-    """Return the traces in row-major order, if they are a grid that is complete."""
+    """Return the traces in row-major order, if they fill a rectangle."""
     if not traces:
-        return []
+        raise TilingError("there is nothing to merge; give the traces of blocks")
     blocks = sorted(traces, key=lambda trace: (trace.row_off, trace.col_off))
-    rows, cols = blocks[0].raster_shape
     tops = sorted({block.row_off for block in blocks})
     lefts = sorted({block.col_off for block in blocks})
+    bottom = max(block.row_off + block.height for block in blocks)
+    right = max(block.col_off + block.width for block in blocks)
+    shape = blocks[0].raster_shape
     wanted = [
-        (top, left, bottom - top, right - left, (rows, cols))
-        for top, bottom in pairwise([*tops, rows])
-        for left, right in pairwise([*lefts, cols])
+        (top, left, below - top, beside - left, shape)
+        for top, below in pairwise([*tops, bottom])
+        for left, beside in pairwise([*lefts, right])
     ]
     found = [(b.row_off, b.col_off, b.height, b.width, b.raster_shape) for b in blocks]
-    if found != wanted or tops[0] or lefts[0]:
+    if found != wanted:
         odd = sorted(set(found) ^ set(wanted)) or [found[0]]
         raise TilingError(
-            f"the {len(blocks)} block traces do not cover a raster of {rows} x {cols} "
-            f"exactly once; look at the one at row {odd[0][0]}, col {odd[0][1]}"
+            f"the {len(blocks)} block traces do not cover a rectangle of "
+            f"{bottom - tops[0]} x {right - lefts[0]} exactly once; look at the one at "
+            f"row {odd[0][0]}, col {odd[0][1]}"
         )
     return blocks
 
 
-def _gathered(blocks: list[BlockTrace]) -> _Arcs:
-    """Number arcs and vertices through, resolve references, complete the scores.
+def _gathered(blocks: list[BlockTrace]) -> tuple[_Arcs, _Sides]:
+    """Number arcs and vertices through, and give runs that cross borders to their arcs.
 
     Raises:
         TilingError: there are too many vertices for 32 bits.
     """
-    first_arc = _offsets([len(block.arc_value) for block in blocks])
-    first_vertex = _offsets([len(block.arc_coords) for block in blocks])
+    first_arc = offsets_of([len(block.arc_value) for block in blocks])
+    first_vertex = offsets_of([len(block.arc_coords) for block in blocks])
     if first_vertex[-1] > np.iinfo(np.int32).max:
         raise TilingError(
             f"{first_vertex[-1]} corners of regions that cross block borders are more "
             "than fit in 32 bits; use larger blocks, which leave fewer open"
         )
-    parents, scores = [], []
-    above: dict[int, _Int64] = {}
+    top, left = blocks[0].row_off, blocks[0].col_off
+    lattice_rows = sum(len(b.run_right) for b in blocks if b.col_off == left)
+    sums = np.concatenate([block.arc_sum for block in blocks])
+    peaks = np.concatenate([block.arc_max for block in blocks])
+    left_sum, left_max = (
+        np.zeros(lattice_rows, np.int64),
+        np.zeros(lattice_rows, np.uint8),
+    )
+    parents, right = [], []
     runs = np.zeros(0, np.int64)
     for block, first in zip(blocks, first_arc.tolist(), strict=False):
-        if block.col_off == 0:
-            runs = np.full(len(block.run_right), _NONE, np.int64)
+        if block.col_off == left:
+            right.append(runs)
+            runs = _LEFT - (block.row_off - top + np.arange(len(block.run_right)))
+        _credit(runs, block, sums, peaks)
+        _credit(_LEFT - runs, block, left_sum, left_max)
         parents.append(_resolved(block.arc_parent, first, runs))
         runs = _resolved(block.run_right, first, runs)
-        carry = above.setdefault(block.col_off, np.zeros(block.width + 1, np.int64))
-        scores.append(block.arc_score + _carried(block, carry))
-        carry[1:] += np.cumsum(block.column_sums)
-    return _Arcs(
+    arcs = _Arcs(
         entry=np.concatenate([block.arc_entry for block in blocks]),
         exit=np.concatenate([block.arc_exit for block in blocks]),
         value=np.concatenate([block.arc_value for block in blocks]),
-        score=np.concatenate(scores),
+        sum=sums,
+        max=peaks,
         parent=np.concatenate(parents),
-        offsets=_chained([block.arc_offsets for block in blocks]),
+        offsets=chained([block.arc_offsets for block in blocks]),
         coords=np.concatenate([block.arc_coords for block in blocks]),
+        beyond=np.concatenate([block.arc_beyond for block in blocks]),
+        mark=np.concatenate([block.arc_mark for block in blocks]),
         touching=np.concatenate(
             [
                 (block.touching + first).astype(np.int32)
@@ -668,6 +730,14 @@ def _gathered(blocks: list[BlockTrace]) -> _Arcs:
             ]
         ),
     )
+    return arcs, _Sides(np.concatenate([*right, runs]), left_sum, left_max)
+
+
+def _credit(at: _Int64, block: BlockTrace, sums: _Int64, peaks: _Bytes) -> None:
+    """Add the scores of runs that enter a block from the left where ``at`` says."""
+    known = at >= 0
+    np.add.at(sums, at[known], block.left_sum[known])
+    np.maximum.at(peaks, at[known], block.left_max[known])
 
 
 def _resolved(reference: _Int32, first_arc: int, left: _Int64) -> _Int64:
@@ -678,61 +748,69 @@ def _resolved(reference: _Int32, first_arc: int, left: _Int64) -> _Int64:
     return found
 
 
-def _carried(block: BlockTrace, carry: _Int64) -> _Int64:
-    """Return what the blocks above add to the score of each arc.
+def _following(
+    arcs: _Arcs, first: BlockTrace, last: BlockTrace
+) -> tuple[_Int64, NDArray[np.bool_]]:
+    """Return which arc goes on where each leaves, and whether one leads into each.
 
-    ``carry`` are the sums of all scores above the block, left of each vertex.
+    -1 where an arc leaves the rectangle from ``first`` to ``last``; a whole hole leads
+    into itself.
     """
-    stride = block.raster_shape[1] + 1
-    # a whole hole ends where it starts: both ends at column 0 will do
-    ends = [
-        np.where(key >= 0, key // 4 % stride - block.col_off, 0)
-        for key in (block.arc_entry, block.arc_exit)
-    ]
-    return carry[ends[1]] - carry[ends[0]]
-
-
-def _following(arcs: _Arcs, raster_width: int) -> _Int64:
-    """Return for each arc the one that goes on through the portal where it leaves."""
     following = np.arange(len(arcs.value))
     open_ = np.flatnonzero(arcs.entry >= 0)
     by_entry = open_[np.argsort(arcs.entry[open_])]
-    by_exit = open_[np.argsort(arcs.exit[open_])]
-    odd = (arcs.entry[by_entry] != arcs.exit[by_exit]) | (
-        arcs.value[by_entry] != arcs.value[by_exit]
+    at = np.searchsorted(arcs.entry[by_entry], arcs.exit[open_])
+    after = by_entry[np.minimum(at, len(by_entry) - 1)]
+    joined = (arcs.entry[after] == arcs.exit[open_]) & (
+        arcs.value[after] == arcs.value[open_]
     )
-    if odd.any():
-        at = int(np.argmax(odd))
-        key = min(int(arcs.entry[by_entry[at]]), int(arcs.exit[by_exit[at]]))
-        row, col = divmod(key // 4, raster_width + 1)
+    following[open_] = np.where(joined, after, _NONE)
+    entered = np.ones(len(following), np.bool_)
+    entered[open_] = False
+    entered[after[joined]] = True
+    loose = np.concatenate([arcs.exit[open_][~joined], arcs.entry[~entered]])
+    _check_outside(loose, first, last)
+    return following, entered
+
+
+def _check_outside(portals: _Int64, first: BlockTrace, last: BlockTrace) -> None:
+    """Check that portals through which nothing goes on lead out of the rectangle."""
+    stride = first.raster_shape[1] + 1
+    row, col = np.divmod(portals // 4, stride)
+    upright = portals % 4 >= _SOUTH
+    across = (row == first.row_off) | (row == last.row_off + last.height)
+    along = (col == first.col_off) | (col == last.col_off + last.width)
+    odd = portals[~np.where(upright, across, along)]
+    if len(odd):
+        at = divmod(int(odd.min()) // 4, stride)
         raise TilingError(
-            f"blocks disagree about the mask near row {row}, col {col}: the row and "
-            "the column before a core must equal the cores that they are from"
+            f"blocks disagree about the mask near row {at[0]}, col {at[1]}: the row "
+            "and the column before a core must equal the cores that they are from"
         )
-    following[by_exit] = by_entry
-    return following
 
 
-def _from_the_top(
-    vertex: _Int32, successor: _Int32, rings: _Rings, raster_width: int
-) -> _Rings:
+def _nested(chains: _Chains, arcs: _Arcs) -> tuple[_Int32, _Int32]:
+    """Find the polygon of each chain, as ``_closed_curves`` does in one block."""
+    top = chains.top[chains.open :]
+    after = chains.successor[top]
+    hole = np.ones(len(chains.first), np.bool_)
+    hole[chains.open :] = arcs.coords[after, 0] > arcs.coords[top, 0]
+    rising = chains.open + np.lexsort(arcs.coords[top].T)
+    return _nest(rising, hole, arcs.parent[chains.top_arc], chains.of_arc, chains.open)
+
+
+def _from_the_top(nodes: _Nodes, rings: _Rings, raster_width: int) -> _Rings:
     """Start rings at their topmost, then leftmost vertices, and sort them by these."""
-    start = _tops(vertex, successor, rings.start, rings.length)
-    order = np.argsort(_keys(vertex[start], raster_width + 1))
+    start = _tops(nodes.vertex, nodes.successor, rings.start, rings.length)
+    order = np.argsort(_keys(nodes.vertex[start], raster_width + 1))
     return _Rings._make(column[order] for column in rings._replace(start=start))
 
 
-# ------------------------------------------------------------------------ ragged arrays
+# ---------------------------------------------------------------------- closed polygons
 
 
 def _regions(
-    vertex: _Int32,
-    successor: _Int32,
-    rings: _Rings,
-    *,
-    value: _Bytes,
-    score_sum: _Int64,
-    raster_width: int,
+    nodes: _Nodes, rings: _Rings, curves: _Curves, raster_width: int
 ) -> Regions:
     """Write rings, which come by their first vertices, out by polygon.
 
@@ -740,28 +818,21 @@ def _regions(
     """
     order = np.argsort(rings.polygon, kind="stable")
     first = np.flatnonzero(np.diff(rings.polygon[order], prepend=_NONE))
-    ring_offsets = _offsets(rings.length[order])
-    nodes = _walk(successor, rings.start[order], ring_offsets)
+    offsets = offsets_of(rings.length[order])
+    walked = _walk(nodes.successor, rings.start[order], offsets)
+    exterior = order[first]
+    tally = _tally(curves.polygon, curves.sum, curves.max, len(first))
     return Regions(
-        value=value,
-        origin=_keys(vertex[rings.start[order[first]]], raster_width),
+        value=curves.value[rings.curve[exterior]],
+        origin=_keys(nodes.vertex[rings.start[exterior]], raster_width),
         area=np.add.reduceat(rings.area[order], first),
-        score_sum=score_sum,
-        coords=vertex.take(nodes, axis=0),
-        ring_offsets=ring_offsets,
+        score_sum=tally[0],
+        score_max=tally[1],
+        coords=nodes.vertex.take(walked, axis=0),
+        beyond=nodes.beyond[walked],
+        mark=nodes.mark[walked],
+        ring_offsets=offsets,
         polygon_offsets=np.append(first, len(order)),
-    )
-
-
-def _no_regions() -> Regions:
-    return Regions(
-        value=np.zeros(0, np.uint8),
-        origin=np.zeros(0, np.int64),
-        area=np.zeros(0, np.int64),
-        score_sum=np.zeros(0, np.int64),
-        coords=np.zeros((0, 2), np.int32),
-        ring_offsets=np.zeros(1, np.int64),
-        polygon_offsets=np.zeros(1, np.int64),
     )
 
 
@@ -770,53 +841,38 @@ def _keys(vertex: _Int32, stride: int) -> _Int64:
     return vertex[:, 1] * np.int64(stride) + vertex[:, 0]
 
 
-def _offsets(lengths: NDArray[np.integer] | Sequence[int]) -> _Int64:
-    """Return where pieces of these lengths start, and the end of the last."""
-    return np.append(np.int64(0), np.cumsum(lengths, dtype=np.int64))
-
-
-def _chained(offsets: Sequence[_Int64]) -> _Int64:
-    """Return the offsets of ragged arrays that are concatenated."""
-    return _offsets(np.concatenate([np.diff(part) for part in offsets]))
-
-
-def _ragged(offsets: _Int64, index: _Int64) -> tuple[_Int64, _Int64]:
-    """Return which elements the pieces at ``index`` have, and their new offsets."""
-    lengths = np.diff(offsets)[index]
-    new = _offsets(lengths)
-    return np.arange(new[-1]) + np.repeat(offsets[index] - new[:-1], lengths), new
-
-
 # ------------------------------------------------------------------------------ kernels
 
 
 @_compiled
 def _sweep(  # noqa: PLR0912, PLR0915
-    window: _Bytes, kept: NDArray[np.bool_]
-) -> tuple[_Corners, _Int32, _Int32]:
+    window: _Bytes, kept: NDArray[np.bool_], scores: _Bytes
+) -> tuple[_Corners, _Int32, _Sides]:
     """Find the corners of all outlines, and tie each to its successor.
 
     At a vertex, pixels ``nw ne / sw se``, a quadrant that differs from both neighbours
     beside it is a convex corner of its region, and three equal quadrants are a concave
-    one. A crack is remembered by its end that was passed already: where it comes from
-    (east, south) or where it goes to (west, north).
+    one. Two equal ones beside each other, before two that differ, are a junction on a
+    straight edge. A crack is remembered by its end that was passed already: where it
+    comes from (east, south) or where it goes to (west, north).
+
+    Args:
+        window: the mask with a row and a column before each vertex.
+        kept: table by mask value: whether it becomes polygons.
+        scores: as large as the window, or empty.
 
     Returns:
         the corners and portals; (m, 2) pairs of convex corners of one class that face
-        each other; per lattice row, on which corner the run that crosses the right
-        border begins, as in ``_Corners.run``.
+        each other; the runs at the borders, which refer to corners.
     """
     rows, cols = window.shape[0] - 1, window.shape[1] - 1
-    capacity = max(4096, window.size // 16)
-    corners = _Corners(
-        np.empty((capacity, 2), np.int32),
-        np.empty(capacity, np.int32),
-        np.empty(capacity, np.int32),
-        np.empty(capacity, np.int8),
-    )
+    scored = scores.size > 0
+    corners = _made(max(4096, window.size // 16), scored)
     touching = np.empty((1024, 2), np.int32)
     count = pairs = 0
-    run_right = np.empty(rows, np.int32)
+    sides = _Sides(
+        np.empty(rows, np.int32), np.zeros(rows, np.int64), np.zeros(rows, np.uint8)
+    )
     south_from = np.full(cols, _NONE, np.int32)
     north_to = np.full(cols, _NONE, np.int32)
     # read 8 at a time, to pass over the inside of regions
@@ -829,10 +885,10 @@ def _sweep(  # noqa: PLR0912, PLR0915
         if west != east:
             if kept[east]:
                 south_from[col] = count
-                count = _add(corners, count, 0, col, _SOUTH)
+                count = _add(corners, count, 0, col, _SOUTH, west, 0)
             if kept[west]:
                 north_to[col] = count
-                count = _add(corners, count, 0, col, _NORTH)
+                count = _add(corners, count, 0, col, _NORTH, east, 0)
 
     for row in range(rows):
         above, below = window[row], window[row + 1]
@@ -841,13 +897,14 @@ def _sweep(  # noqa: PLR0912, PLR0915
             touching = _grown(touching, 2 * (pairs + 2 * cols))
         east_from = west_to = _NONE
         run = _LEFT - row
+        began, bearer = 1, run if kept[above[0]] else _NONE
         if above[0] != below[0]:
             if kept[above[0]]:
                 east_from = count
-                count = _add(corners, count, row, 0, _EAST)
+                count = _add(corners, count, row, 0, _EAST, below[0], 0)
             if kept[below[0]]:
                 west_to = count
-                count = _add(corners, count, row, 0, _WEST)
+                count = _add(corners, count, row, 0, _WEST, above[0], 0)
 
         for col in range(cols):
             changes[col] = (above[col] ^ above[col + 1]) | (below[col] ^ below[col + 1])
@@ -859,53 +916,83 @@ def _sweep(  # noqa: PLR0912, PLR0915
                     continue
                 nw, ne = above[col], above[col + 1]
                 sw, se = below[col], below[col + 1]
-                if nw != ne and kept[ne]:
-                    run = south_from[col]
+                if nw != ne:
+                    if scored:
+                        _bear(corners, sides, bearer, scores[row, began : col + 1])
+                        began = col + 1
+                        bearer = south_from[col] if kept[ne] else _NONE
+                    if kept[ne]:
+                        run = south_from[col]
                 if nw == sw and ne == se:
                     continue  # a straight crack
+                # three equal pixels make two such pairs, a straight crack has gone
+                pairs_alike = (nw == ne) + (ne == se) + (se == sw) + (sw == nw)
+                mark = JUNCTION if pairs_alike < 2 else 0  # noqa: PLR2004
+                across = TOUCHING if nw == se else 0
+                aside = TOUCHING if ne == sw else 0
                 at_nw = at_ne = at_sw = at_se = _NONE
                 # The order matters: a corner that uses up a crack's end comes before
                 # the one that puts a new end in its place.
                 if ne != nw != sw and kept[nw]:  # heading east, turns north
                     at_nw = count
-                    count = _add(corners, count, row, col, _NONE)
+                    count = _add(corners, count, row, col, _NONE, ne, mark | across)
                     corners.successor[east_from] = at_nw
                     corners.successor[at_nw] = north_to[col]
                 if nw != sw != se and kept[sw]:  # north, west
                     at_sw = count
-                    count = _add(corners, count, row, col, _NONE)
+                    count = _add(corners, count, row, col, _NONE, nw, mark | aside)
                     corners.successor[at_sw] = west_to
                     north_to[col] = at_sw
                 if nw != ne != se and kept[ne]:  # south, east
                     at_ne = count
-                    count = _add(corners, count, row, col, _NONE)
+                    count = _add(corners, count, row, col, _NONE, se, mark | aside)
                     corners.successor[south_from[col]] = at_ne
                     east_from = at_ne
                 if ne != se != sw and kept[se]:  # west, south
                     at_se = count
-                    count = _add(corners, count, row, col, _NONE)
+                    count = _add(corners, count, row, col, _NONE, sw, mark | across)
                     west_to = at_se
                     south_from[col] = at_se
                 if ne == se and se == sw:
                     if kept[se]:  # all but nw: south, west
                         corners.successor[south_from[col]] = count
-                        count = _add(corners, count, row, col, _NONE)
+                        count = _add(corners, count, row, col, _NONE, nw, 0)
                         corners.successor[count - 1] = west_to
                 elif nw == sw and sw == se:
                     if kept[sw]:  # all but ne: west, north
                         west_to = count
-                        count = _add(corners, count, row, col, _NONE)
+                        count = _add(corners, count, row, col, _NONE, ne, 0)
                         corners.successor[count - 1] = north_to[col]
                 elif nw == ne and ne == se:
                     if kept[ne]:  # all but sw: east, south
                         corners.successor[east_from] = count
                         south_from[col] = count
-                        count = _add(corners, count, row, col, _NONE)
-                elif nw == ne and nw == sw and kept[nw]:  # all but se: north, east
-                    east_from = count
-                    north_to[col] = count
-                    count = _add(corners, count, row, col, _NONE)
-                    corners.run[count - 1] = run
+                        count = _add(corners, count, row, col, _NONE, sw, 0)
+                elif nw == ne and nw == sw:
+                    if kept[nw]:  # all but se: north, east
+                        east_from = count
+                        north_to[col] = count
+                        count = _add(corners, count, row, col, _NONE, se, 0)
+                        corners.run[count - 1] = run
+                elif nw == sw:
+                    if kept[nw]:  # a junction on a straight edge, heading north
+                        count = _add(corners, count, row, col, _NONE, ne, mark)
+                        corners.successor[count - 1] = north_to[col]
+                        north_to[col] = count - 1
+                elif ne == se:
+                    if kept[ne]:  # heading south
+                        corners.successor[south_from[col]] = count
+                        south_from[col] = count
+                        count = _add(corners, count, row, col, _NONE, sw, mark)
+                elif nw == ne:
+                    if kept[nw]:  # heading east
+                        corners.successor[east_from] = count
+                        east_from = count
+                        count = _add(corners, count, row, col, _NONE, se, mark)
+                elif sw == se and kept[sw]:  # heading west
+                    count = _add(corners, count, row, col, _NONE, nw, mark)
+                    corners.successor[count - 1] = west_to
+                    west_to = count - 1
                 if nw == se and at_nw >= 0 and at_se >= 0:
                     touching[pairs, 0], touching[pairs, 1] = at_nw, at_se
                     pairs += 1
@@ -913,13 +1000,15 @@ def _sweep(  # noqa: PLR0912, PLR0915
                     touching[pairs, 0], touching[pairs, 1] = at_ne, at_sw
                     pairs += 1
 
-        run_right[row] = run
+        sides.run_right[row] = run
+        if scored:
+            _bear(corners, sides, bearer, scores[row, began : cols + 1])
         if above[cols] != below[cols]:
             if kept[above[cols]]:
                 corners.successor[east_from] = count
-                count = _add(corners, count, row, cols, _EAST)
+                count = _add(corners, count, row, cols, _EAST, below[cols], 0)
             if kept[below[cols]]:
-                count = _add(corners, count, row, cols, _WEST)
+                count = _add(corners, count, row, cols, _WEST, above[cols], 0)
                 corners.successor[count - 1] = west_to
 
     corners = _room(corners, count + 2 * cols)
@@ -928,28 +1017,74 @@ def _sweep(  # noqa: PLR0912, PLR0915
         if west != east:
             if kept[east]:
                 corners.successor[south_from[col]] = count
-                count = _add(corners, count, rows, col, _SOUTH)
+                count = _add(corners, count, rows, col, _SOUTH, west, 0)
             if kept[west]:
-                count = _add(corners, count, rows, col, _NORTH)
+                count = _add(corners, count, rows, col, _NORTH, east, 0)
                 corners.successor[count - 1] = north_to[col]
     found = _Corners(
         corners.vertex[:count],
+        corners.beyond[:count],
+        corners.mark[:count],
         corners.successor[:count],
         corners.run[:count],
         corners.heading[:count],
+        corners.sum[:count],
+        corners.max[:count],
     )
-    return found, touching[:pairs], run_right
+    return found, touching[:pairs], sides
 
 
 @_compiled
-def _add(corners: _Corners, count: int, row: int, col: int, heading: int) -> int:
+def _made(capacity: int, scored: bool) -> _Corners:
+    """Return room for corners; sums and maxima begin with 0."""
+    return _Corners(
+        np.empty((capacity, 2), np.int32),
+        np.empty(capacity, np.uint8),
+        np.empty(capacity, np.uint8),
+        np.empty(capacity, np.int32),
+        np.empty(capacity, np.int32),
+        np.empty(capacity, np.int8),
+        np.zeros(capacity if scored else 0, np.int64),
+        np.zeros(capacity if scored else 0, np.uint8),
+    )
+
+
+@_compiled
+def _add(  # noqa: PLR0917
+    corners: _Corners,
+    count: int,
+    row: int,
+    col: int,
+    heading: int,
+    beyond: int,
+    mark: int,
+) -> int:
     """Put a corner or portal behind the ``count`` there are; return how many then."""
     corners.vertex[count, 0] = col
     corners.vertex[count, 1] = row
+    corners.beyond[count] = beyond
+    corners.mark[count] = mark
     corners.successor[count] = _NONE
     corners.run[count] = _NONE
     corners.heading[count] = heading
     return count + 1
+
+
+@_compiled
+def _bear(corners: _Corners, sides: _Sides, bearer: int, pixels: _Bytes) -> None:
+    """Add the scores of a run to the corner where it begins, or to the left border."""
+    if bearer == _NONE:
+        return
+    total, peak = np.int64(0), np.uint8(0)
+    for score in pixels:
+        total += score
+        peak = max(peak, score)
+    if bearer >= 0:
+        corners.sum[bearer] += total
+        corners.max[bearer] = max(corners.max[bearer], peak)
+    else:
+        sides.left_sum[_LEFT - bearer] = total
+        sides.left_max[_LEFT - bearer] = peak
 
 
 @_compiled
@@ -958,47 +1093,26 @@ def _room(corners: _Corners, needed: int) -> _Corners:
     if needed <= len(corners.run):
         return corners
     capacity = 2 * needed
+    scored = capacity if len(corners.sum) else 0
     return _Corners(
         _grown(corners.vertex, capacity),
+        _grown(corners.beyond, capacity),
+        _grown(corners.mark, capacity),
         _grown(corners.successor, capacity),
         _grown(corners.run, capacity),
         _grown(corners.heading, capacity),
+        _grown(corners.sum, scored),
+        _grown(corners.max, scored),
     )
 
 
 @_compiled
 def _grown(array: Any, capacity: int) -> Any:
-    """Return a longer copy of an array."""
+    """Return a longer copy of an array, with zeros behind."""
     grown = np.empty((capacity, *array.shape[1:]), array.dtype)
     grown[: len(array)] = array
+    grown[len(array) :] = 0
     return grown
-
-
-@_compiled
-def _integral(vertex: _Int32, scores: _Bytes) -> tuple[_Int64, _Int64]:
-    """Return the sum of the scores up and left of each vertex, and of each column."""
-    height, width = scores.shape
-    integral = np.empty(len(vertex), np.int64)
-    table = np.zeros(width + 1, np.int64)
-    node = 0
-    for row in range(height + 1):
-        while node < len(vertex) and vertex[node, 1] == row:
-            integral[node] = table[vertex[node, 0]]
-            node += 1
-        if row < height:
-            line = np.int64(0)
-            for col in range(width):
-                line += scores[row, col]
-                table[col + 1] += line
-    return integral, table[1:] - table[:-1]
-
-
-@_compiled
-def _swept(vertex: _Int32, integral: _Int64, node: int, after: int) -> int:
-    """Return the scores above the edge to the next corner, negative if it goes west."""
-    if len(integral) == 0 or vertex[node, 1] != vertex[after, 1]:
-        return 0
-    return int(integral[after] - integral[node])
 
 
 @_compiled
@@ -1010,9 +1124,10 @@ def _higher(vertex: _Int32, node: int, other: int) -> bool:
 
 
 @_compiled
-def _open_arcs(corners: _Corners, integral: _Int64) -> tuple[_OpenArcs, _Int32]:
+def _open_arcs(corners: _Corners) -> tuple[_OpenArcs, _Int32]:
     """Walk from portal to portal; also return the arc of each corner, or -1."""
-    vertex, successor, run, heading = corners
+    vertex, successor = corners.vertex, corners.successor
+    run, heading = corners.run, corners.heading
     count = 0
     for node in range(len(run)):
         count += heading[node] >= 0 and successor[node] >= 0
@@ -1021,7 +1136,6 @@ def _open_arcs(corners: _Corners, integral: _Int64) -> tuple[_OpenArcs, _Int32]:
         np.empty(count, np.int32),
         np.zeros(count, np.int32),
         np.full(count, _NONE, np.int32),
-        np.zeros(count, np.int64),
     )
     curve = np.full(len(run), _NONE, np.int32)
     arc = 0
@@ -1031,7 +1145,6 @@ def _open_arcs(corners: _Corners, integral: _Int64) -> tuple[_OpenArcs, _Int32]:
         node, top = first, _NONE
         curve[node] = arc
         while successor[node] >= 0:
-            arcs.score[arc] += _swept(vertex, integral, node, successor[node])
             node = successor[node]
             curve[node] = arc
             if heading[node] < 0:
@@ -1047,15 +1160,14 @@ def _open_arcs(corners: _Corners, integral: _Int64) -> tuple[_OpenArcs, _Int32]:
 @_compiled
 def _closed_curves(
     corners: _Corners, curve: _Int32, n_arcs: int
-) -> tuple[_Int32, _Int32, int]:
+) -> tuple[_Int32, _Int32]:
     """Number the closed curves on from the arcs, and find the exterior of each hole.
 
     Returns:
         per curve its polygon, -2 for an arc, -1 for a hole of a polygon not closed
-        here; per curve a reference to an arc of that polygon, -1 if it is closed here;
-        how many polygons are.
+        here; per curve a reference to an arc of that polygon, -1 if it is closed here.
     """
-    vertex, successor, run, _heading = corners
+    vertex, successor, run = corners.vertex, corners.successor, corners.run
     size = n_arcs + len(run) // 4
     polygon, owner = np.empty(size, np.int32), np.empty(size, np.int32)
     for arc in range(n_arcs):
@@ -1078,59 +1190,61 @@ def _closed_curves(
             polygon[number] = max(polygon[parent], _NONE)
             owner[number] = owner[parent]
         number += 1
-    return polygon[:number], owner[:number], count
+    return polygon[:number], owner[:number]
 
 
 @_compiled
-def _cut(successor: _Int32, touching: _Int32, curve: _Int32, first_closed: int) -> None:
+def _cut(nodes: _Nodes, touching: _Int32, curve: _Int32, first_closed: int) -> None:
     """Cut closed curves where they touch themselves, by swapping two successors."""
+    successor, beyond = nodes.successor, nodes.beyond
     for pair in range(len(touching)):
         one, other = touching[pair, 0], touching[pair, 1]
         if curve[one] == curve[other] and curve[one] >= first_closed:
-            after = successor[one]
-            successor[one] = successor[other]
-            successor[other] = after
+            successor[one], successor[other] = successor[other], successor[one]
+            beyond[one], beyond[other] = beyond[other], beyond[one]
 
 
 @_compiled
-def _rings(
-    vertex: _Int32,
-    successor: _Int32,
-    integral: _Int64,
-    curve: _Int32,
-    polygon: _Int32,
-) -> _Rings:
+def _rings(vertex: _Int32, successor: _Int32, curve: _Int32, polygon: _Int32) -> _Rings:
     """Walk the closed rings; ``polygon`` is by curve, and -2 where it is open."""
     size = len(vertex) // 4
     start, length = np.empty(size, np.int32), np.empty(size, np.int32)
     ring_polygon, ring_curve = np.empty(size, np.int32), np.empty(size, np.int32)
-    area, score = np.empty(size, np.int64), np.empty(size, np.int64)
+    area = np.empty(size, np.int64)
     done = np.zeros(len(vertex), np.bool_)
     ring = 0
     for first in range(len(vertex)):
         if done[first] or polygon[curve[first]] == _OPEN:
             continue
-        node, corners, pixels, sum_ = first, 0, np.int64(0), np.int64(0)
+        node, corners, pixels = first, 0, np.int64(0)
         while not done[node]:
             done[node] = True
             after = successor[node]
             step = vertex[after, 0] - vertex[node, 0]
             pixels += np.int64(step) * vertex[node, 1]
-            sum_ += _swept(vertex, integral, node, after)
             corners += 1
             node = after
         start[ring], length[ring] = first, corners
         ring_polygon[ring], ring_curve[ring] = polygon[curve[first]], curve[first]
-        area[ring], score[ring] = pixels, sum_
+        area[ring] = pixels
         ring += 1
     return _Rings(
-        start[:ring],
-        length[:ring],
-        ring_polygon[:ring],
-        ring_curve[:ring],
-        area[:ring],
-        score[:ring],
+        start[:ring], length[:ring], ring_polygon[:ring], ring_curve[:ring], area[:ring]
     )
+
+
+@_compiled
+def _tally(
+    group: _Int32, sums: _Int64, peaks: _Bytes, count: int
+) -> tuple[_Int64, _Bytes]:
+    """Return the sum and the maximum of each group; negative ones are left out."""
+    total, peak = np.zeros(count, np.int64), np.zeros(count, np.uint8)
+    for item in range(len(sums)):
+        at = group[item]
+        if at >= 0:
+            total[at] += sums[item]
+            peak[at] = max(peak[at], peaks[item])
+    return total, peak
 
 
 @_compiled
@@ -1146,41 +1260,79 @@ def _walk(successor: _Int32, starts: _Int32, offsets: _Int64) -> _Int32:
 
 
 @_compiled
-def _close(
-    following: _Int64, offsets: _Int64, vertex: _Int32
-) -> tuple[_Int32, _Int32, _Int64, _Int64]:
-    """Close rings of arcs.
+def _chained_arcs(
+    following: _Int64, entered: NDArray[np.bool_], offsets: _Int64, vertex: _Int32
+) -> _Chains:
+    """Join arcs; ``following`` is -1 and ``entered`` false where one stays open."""
+    size = len(following)
+    successor = np.full(len(vertex), _NONE, np.int32)
+    of_arc = np.full(size, _NONE, np.int32)
+    first, last = np.empty(size, np.int32), np.empty(size, np.int32)
+    start, top = np.full(size, _NONE, np.int32), np.full(size, _NONE, np.int32)
+    length, top_arc = np.zeros(size, np.int64), np.zeros(size, np.int32)
+    count = n_open = 0
+    for closed in range(2):
+        for begin in range(size):
+            if of_arc[begin] >= 0 or (entered[begin] and not closed):
+                continue
+            first[count], before, arc = begin, _NONE, begin
+            while arc >= 0 and of_arc[arc] < 0:
+                of_arc[arc], last[count] = count, arc
+                for node in range(offsets[arc], offsets[arc + 1]):
+                    if before < 0:
+                        start[count] = top[count] = node
+                        top_arc[count] = arc
+                    else:
+                        successor[before] = node
+                    if _higher(vertex, node, top[count]):
+                        top[count], top_arc[count] = node, arc
+                    before = node
+                    length[count] += 1
+                arc = following[arc]
+            if closed:
+                successor[before] = start[count]
+            count += 1
+        if not closed:
+            n_open = count
+    return _Chains(
+        n_open,
+        of_arc,
+        successor,
+        first[:count],
+        last[:count],
+        start[:count],
+        length[:count],
+        top[:count],
+        top_arc[:count],
+    )
 
-    Returns:
-        per vertex its successor; per arc its ring; per ring its topmost, then leftmost
-        vertex, and the arc that has it.
+
+@_compiled
+def _nest(
+    rising: _Int64,
+    hole: NDArray[np.bool_],
+    parent: _Int64,
+    of_arc: _Int32,
+    n_open: int,
+) -> tuple[_Int32, _Int32]:
+    """Number polygons, taking the closed chains from the top; see ``_closed_curves``.
+
+    ``parent`` is by chain the arc on which the run above its first vertex begins.
     """
-    successor = np.empty(len(vertex), np.int32)
-    ring = np.full(len(following), _NONE, np.int32)
-    top = np.empty(len(following), np.int64)
-    top_arc = np.empty(len(following), np.int64)
+    polygon = np.full(len(hole), _OPEN, np.int32)
+    owner = np.arange(len(hole)).astype(np.int32)
     count = 0
-    for start in range(len(following)):
-        if ring[start] >= 0:
-            continue
-        arc = start
-        first = last = highest = _NONE
-        while ring[arc] < 0:
-            ring[arc] = count
-            for node in range(offsets[arc], offsets[arc + 1]):
-                if last < 0:
-                    first = node
-                else:
-                    successor[last] = node
-                if last < 0 or _higher(vertex, node, highest):
-                    highest = node
-                    top_arc[count] = arc
-                last = node
-            arc = following[arc]
-        successor[last] = first
-        top[count] = highest
-        count += 1
-    return successor, ring, top[:count], top_arc[:count]
+    for chain in rising:
+        if not hole[chain]:
+            polygon[chain], owner[chain] = count, _NONE
+            count += 1
+        elif parent[chain] < 0:
+            polygon[chain], owner[chain] = _NONE, parent[chain]
+        else:
+            around = of_arc[parent[chain]]
+            polygon[chain] = max(polygon[around], _NONE)
+            owner[chain] = owner[around]
+    return polygon, owner
 
 
 @_compiled
@@ -1194,17 +1346,3 @@ def _tops(vertex: _Int32, successor: _Int32, starts: _Int32, lengths: _Int32) ->
                 tops[ring] = node
             node = successor[node]
     return tops
-
-
-@_compiled
-def _nest(rising: _Int64, parent: _Int32) -> tuple[_Int32, int]:
-    """Number the polygons of rings, taken from the top: an exterior has parent -1."""
-    polygon = np.empty(len(parent), np.int32)
-    count = 0
-    for ring in rising:
-        if parent[ring] < 0:
-            polygon[ring] = count
-            count += 1
-        else:
-            polygon[ring] = polygon[parent[ring]]
-    return polygon, count

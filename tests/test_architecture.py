@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.glob("*.py"))
 
 LAYERS = [
     {"errors"},
-    {"tiling", "unet", "progress", "recipes"},
+    {"tiling", "unet", "progress", "recipes", "regions"},
     {
         "raster",
         "model",
@@ -43,7 +43,7 @@ DOORS = {
     "dask": {"schedule"},
     "distributed": {"schedule"},
     "geopandas": {"chips"},
-    "numba": {"vectorize", "raster", "lut"},
+    "numba": {"regions", "vectorize", "raster", "lut"},
     "PIL": {"report", "chips"},
     "pyarrow": {"export"},
     "pydantic": {"planning", "recipes", "pipeline", "model", "training", "chips"},

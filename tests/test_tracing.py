@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from geounet.classes import NODATA, ClassTable
 from geounet.raster import Scene
+from geounet.regions import Regions
 from geounet.tiling import Tile, TileGrid, Window
 from geounet.tracing import RasterLabels, mask_counts, trace_mask
-from geounet.vectorize import Regions, polygonize
+from geounet.vectorize import polygonize
 from tests.conftest import WriteRaster
 from tests.test_stitching import staged
 

@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from geounet.errors import ConfigError, CRSError, RasterError, TilingError
+from geounet.regions import JUNCTION, NODATA, TOUCHING, Regions
 from geounet.vectorize import (
     MAX_BLOCK_PIXELS,
-    NODATA,
     BlockTrace,
-    Regions,
-    link,
+    merge,
     polygonize,
     trace_block,
 )
@@ -63,7 +62,9 @@ def traces(
 
 
 def joined(blocks: list[BlockTrace]) -> Regions:
-    return Regions.concatenate([*(b.regions for b in blocks), link(blocks)]).sorted()
+    return Regions.concatenate(
+        [*(b.regions for b in blocks), merge(blocks).regions]
+    ).sorted()
 
 
 def assert_same(found: Regions | BlockTrace, wanted: Regions | BlockTrace) -> None:
@@ -99,8 +100,12 @@ def npy(array: NDArray[np.float64]) -> bytes:
     return file.getvalue()
 
 
-def rings(regions: Regions) -> list[NDArray[np.int32]]:
-    return np.split(regions.coords, regions.ring_offsets[1:])[:-1]
+def rings(regions: Regions) -> list[NDArray[np.float64]]:
+    """Rings as they are handed out, not closed, col and row."""
+    xy, offsets = regions.closed(Affine.identity())
+    # the identity mirrors: rows grow downwards, and the rings run the other way
+    parts = np.split(xy, offsets[1:])[:-1]
+    return [np.concatenate([part[:1], part[-2:0:-1]]) for part in parts]
 
 
 def stripes(shape: tuple[int, int], rng: np.random.Generator) -> Mask:
@@ -231,7 +236,7 @@ def test_every_polygon_is_valid_and_covers_its_pixels(mask: Mask) -> None:
 @given(mask=masks)
 def test_a_ring_turns_at_each_vertex_and_starts_at_the_top_left(mask: Mask) -> None:
     for ring in rings(polygonize(mask)):
-        step = np.roll(ring, -1, axis=0) - ring
+        step = np.diff(np.concatenate([ring, ring[:1]]), axis=0)
         assert (np.count_nonzero(step, axis=1) == 1).all()
         assert (np.roll(step, 1, axis=0) * step == 0).all()
         by_row = ring[:, ::-1].tolist()
@@ -259,9 +264,16 @@ def test_origin_area_and_scores_are_those_of_the_labelled_pixels(
         labels, count = ndimage.label(mask == value)
         for region in (labels == k for k in range(1, count + 1)):
             first = int(np.flatnonzero(region)[0])
-            wanted.append((first, value, region.sum(), scores[region].sum()))
+            under = scores[region]
+            wanted.append((first, value, len(under), under.sum(), under.max()))
     found = joined(traces(mask, chunk, scores=scores))
-    columns = (found.origin, found.value, found.area, found.score_sum)
+    columns = (
+        found.origin,
+        found.value,
+        found.area,
+        found.score_sum,
+        found.score_max,
+    )
     assert list(zip(*(c.tolist() for c in columns), strict=True)) == sorted(wanted)
 
 
@@ -274,6 +286,7 @@ def test_scores_under_nodata_and_before_the_core_do_not_matter() -> None:
         joined(traces(mask, (4, 5), scores=scores)),
     ):
         np.testing.assert_array_equal(regions.score_sum, 3 * regions.area)
+        assert (regions.score_max == 3).all()
 
 
 def test_sums_are_exact_beyond_32_bits() -> None:
@@ -284,7 +297,9 @@ def test_sums_are_exact_beyond_32_bits() -> None:
 
 
 def test_without_scores_the_sums_are_zero() -> None:
-    assert not joined(traces(nested(3), (2, 2))).score_sum.any()
+    regions = joined(traces(nested(3), (2, 2)))
+    assert not regions.score_sum.any()
+    assert not regions.score_max.any()
 
 
 @pytest.mark.parametrize(
@@ -342,11 +357,134 @@ def test_parts_concatenated_and_sorted_are_the_whole() -> None:
     assert len(Regions.concatenate([])) == 0
 
 
-def test_blocks_link_in_any_order_and_from_an_iterator() -> None:
+def test_blocks_merge_in_any_order_and_from_an_iterator() -> None:
     mask = random_mask(7)
     blocks = traces(mask, (3, 4))
-    assert_same(link(iter(blocks[::-1])), link(blocks))
-    assert len(link([])) == 0
+    assert_same(merge(iter(blocks[::-1])), merge(blocks))
+    with pytest.raises(TilingError, match="nothing to merge"):
+        merge([])
+
+
+def halves(blocks: list[BlockTrace], rng: np.random.Generator) -> list[Regions]:
+    """Merge a rectangle of blocks by cutting it in two at random, again and again.
+
+    Returns what every merge closed; the trace of the whole is the last block.
+    """
+    closed: list[Regions] = []
+
+    def merged(part: list[BlockTrace]) -> BlockTrace:
+        if len(part) == 1:
+            return part[0]
+        ways = [
+            (name, starts)
+            for name in ("row_off", "col_off")
+            if len(starts := sorted({getattr(block, name) for block in part})) > 1
+        ]
+        name, starts = ways[rng.integers(len(ways))]
+        cut = starts[rng.integers(1, len(starts))]
+        sides = [
+            merged([b for b in part if (getattr(b, name) < cut) == before])
+            for before in (True, False)
+        ]
+        whole = merge(sides)
+        closed.append(whole.regions)
+        return whole
+
+    assert not len(merged(blocks).arc_value)
+    return closed
+
+
+@pytest.mark.parametrize("seeds", [range(k, k + 50) for k in range(0, 200, 50)])
+def test_a_tree_of_merges_of_any_shape_gives_the_same_as_one_piece(
+    seeds: range,
+) -> None:
+    for seed in seeds:
+        mask, rng = random_mask(seed), np.random.default_rng(seed)
+        scores = rng.integers(0, 255, mask.shape, np.uint8)
+        rows, cols = rng.integers(1, np.add(np.array(mask.shape) // 2, 2))
+        blocks = traces(mask, (int(rows), int(cols)), scores=scores)
+        parts = [*(block.regions for block in blocks), *halves(blocks, rng)]
+        whole = polygonize(mask, scores=scores)
+        assert_same(Regions.concatenate(parts).sorted(), whole)
+
+
+def test_a_polygon_leaves_with_the_merge_that_closes_it() -> None:
+    mask = np.zeros((4, 8), np.uint8)
+    mask[1:3, 1:3] = 1  # across the middle of the left half
+    blocks = traces(mask, (2, 2), classes=[1])
+    left = merge([block for block in blocks if block.col_off < 4])
+    assert len(left.regions) == 1
+    assert not len(left.arc_value)
+
+
+@given(mask=masks)
+def test_an_edge_knows_what_lies_beyond_it(mask: Mask) -> None:
+    regions = polygonize(mask)
+    framed = np.pad(mask, 1, constant_values=NODATA)
+    ends = regions.ring_offsets[1:]
+    after = np.arange(1, len(regions.coords) + 1)
+    after[ends - 1] = regions.ring_offsets[:-1]
+    for node, (col, row) in enumerate(regions.coords.tolist()):
+        step = regions.coords[after[node]] - regions.coords[node]
+        east, south = np.sign(step).tolist()
+        length = int(np.abs(step).sum())
+        # from the middle of each crack half a pixel to the right
+        for k in range(length):
+            x = col + east * (k + 0.5) - south * 0.5
+            y = row + south * (k + 0.5) + east * 0.5
+            pixel = framed[int(np.floor(y)) + 1, int(np.floor(x)) + 1]
+            assert pixel == regions.beyond[node]
+
+
+@given(mask=masks)
+def test_junctions_are_where_more_than_two_outlines_meet(mask: Mask) -> None:
+    regions = polygonize(mask)
+    framed = np.pad(mask, 1, constant_values=NODATA).astype(int)
+    nw, ne = framed[:-1, :-1], framed[:-1, 1:]
+    sw, se = framed[1:, :-1], framed[1:, 1:]
+    cracks = [nw != ne, ne != se, se != sw, sw != nw]
+    meeting = np.sum(cracks, axis=0) > 2
+    at = regions.coords
+    found = (regions.mark & JUNCTION) > 0
+    np.testing.assert_array_equal(found, meeting[at[:, 1], at[:, 0]])
+    # each is on every outline that passes through it
+    corners = np.stack([nw, ne, sw, se])
+    kept = (corners != NODATA) & (
+        (corners != np.stack([ne, nw, se, sw]))
+        | (corners != np.stack([sw, se, nw, ne]))
+    )
+    visits = np.zeros(meeting.shape, int)
+    np.add.at(visits, (at[found, 1], at[found, 0]), 1)
+    alike = [(nw == ne) & (nw != NODATA), (ne == se) & (ne != NODATA)]
+    alike += [(se == sw) & (se != NODATA), (sw == nw) & (sw != NODATA)]
+    wanted = kept.sum(axis=0) - np.sum(alike, axis=0)
+    np.testing.assert_array_equal(visits[meeting], wanted[meeting])
+
+
+@given(mask=masks)
+def test_touching_marks_the_corners_of_one_class_that_face_each_other(
+    mask: Mask,
+) -> None:
+    regions = polygonize(mask)
+    framed = np.pad(mask, 1, constant_values=NODATA)
+    nw, ne = framed[:-1, :-1], framed[:-1, 1:]
+    sw, se = framed[1:, :-1], framed[1:, 1:]
+    down = (nw == se) & (nw != ne) & (nw != sw) & (nw != NODATA)
+    up = (ne == sw) & (nw != ne) & (ne != se) & (ne != NODATA)
+    visits = np.zeros(nw.shape, int)
+    at = regions.coords[(regions.mark & TOUCHING) > 0]
+    np.add.at(visits, (at[:, 1], at[:, 0]), 1)
+    np.testing.assert_array_equal(visits, 2 * down + 2 * up)
+
+
+def test_a_polygon_at_the_edge_of_the_imagery_says_so() -> None:
+    mask = drawn("00000", "02110", "01110", "00000", "30000")
+    mask[1, 4] = NODATA
+    regions = polygonize(mask, classes=[1, 2, 3])
+    assert regions.value.tolist() == [2, 1, 3]
+    assert regions.touches_edge().tolist() == [False, True, True]
+    assert regions.borders(2).tolist() == [False, True, False]
+    assert polygonize(mask, classes=[]).touches_edge().tolist() == []
 
 
 def test_a_trace_survives_a_file_and_a_pickle(tmp_path: Path) -> None:
@@ -393,15 +531,15 @@ def test_a_block_that_is_missing_is_named(lost: int) -> None:
     gone = blocks.pop(lost)
     where = f"row {gone.row_off}, col {gone.col_off}"
     with pytest.raises(TilingError, match=f"8 block traces do not cover.*{where}"):
-        link(blocks)
+        merge(blocks)
 
 
 def test_a_block_given_twice_or_from_another_raster_is_refused() -> None:
     blocks = traces(nested(3), (2, 2))
     with pytest.raises(TilingError, match="10 block traces"):
-        link([*blocks, blocks[4]])
+        merge([*blocks, blocks[4]])
     with pytest.raises(TilingError, match="row 2, col 2"):
-        link([*blocks[:4], replace(blocks[4], raster_shape=(6, 7)), *blocks[5:]])
+        merge([*blocks[:4], replace(blocks[4], raster_shape=(6, 7)), *blocks[5:]])
 
 
 def test_blocks_that_disagree_about_the_mask_are_refused() -> None:
@@ -411,17 +549,17 @@ def test_blocks_that_disagree_about_the_mask_are_refused() -> None:
     blocks = traces(mask, (3, 3))
     blocks[3] = traces(other, (3, 3))[3]
     with pytest.raises(TilingError, match=r"disagree about the mask near row 3, col 3"):
-        link(blocks)
+        merge(blocks)
     recoloured = [*traces(mask, (3, 3))[:3], traces(mask * 2, (3, 3))[3]]
     with pytest.raises(TilingError, match="disagree about the mask"):
-        link(recoloured)
+        merge(recoloured)
 
 
 def test_too_many_open_corners_are_refused() -> None:
     (block,) = traces(nested(2), (4, 4))
     coords = np.broadcast_to(np.zeros((1, 2), np.int32), (2**31, 2))
     with pytest.raises(TilingError, match="2147483648 corners"):
-        link([replace(block, arc_coords=coords)])
+        merge([replace(block, arc_coords=coords)])
 
 
 @pytest.mark.parametrize(

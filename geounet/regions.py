@@ -1,0 +1,301 @@
+"""Polygons of pixels as ragged arrays: what tracing a mask gives.
+
+Flat arrays instead of geometries: a million polygons are ten arrays, which numba,
+numpy and a file read at the speed of memory.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar, cast
+
+import numba
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from geounet.errors import CRSError, RasterError
+
+NODATA = 255
+"""The value of a mask where there is no imagery; never a polygon."""
+
+JUNCTION = 1
+"""Marks a vertex where more than two outlines meet; simplification keeps it."""
+TOUCHING = 2
+"""Marks a vertex where the pixel diagonally opposite is of the same value."""
+
+_NO_ARRAYS = (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile)
+"""What numpy raises on a file that is not what ``save_arrays`` wrote."""
+
+T = TypeVar("T")
+_Bytes: TypeAlias = NDArray[np.uint8]
+_Int32: TypeAlias = NDArray[np.int32]
+_Int64: TypeAlias = NDArray[np.int64]
+
+_compiled = numba.njit(cache=True, nogil=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Regions:
+    """Polygons of pixels as ragged arrays; n polygons, r rings, v vertices.
+
+    A ring starts at its topmost, then leftmost vertex, has no repeated vertex (it is
+    not closed), and keeps the interior on its left on screen. It has a vertex at each
+    corner, and on straight stretches where two others meet it, so that what lies
+    between two junctions is the same for both sides. Holes are in the order of their
+    first vertices.
+    """
+
+    value: NDArray[np.uint8]
+    """(n,) class ids."""
+
+    origin: NDArray[np.int64]
+    """(n,) ``row * width + col`` of the topmost, then leftmost pixel: a stable id."""
+
+    area: NDArray[np.int64]
+    """(n,) pixels, holes not counted."""
+
+    score_sum: NDArray[np.int64]
+    """(n,) sum of the scores of the pixels; 0 where there were no scores."""
+
+    score_max: NDArray[np.uint8]
+    """(n,) highest score of a pixel; 0 where there were no scores."""
+
+    coords: NDArray[np.int32]
+    """(v, 2) col, row of pixel corners, counted from the raster's upper left."""
+
+    beyond: NDArray[np.uint8]
+    """(v,) value of the mask on the other side of the edge that leaves the vertex; 255
+    beyond the raster."""
+
+    mark: NDArray[np.uint8]
+    """(v,) ``JUNCTION``, ``TOUCHING``, both or neither."""
+
+    ring_offsets: NDArray[np.int64]
+    """(r + 1,) where each ring starts in ``coords``."""
+
+    polygon_offsets: NDArray[np.int64]
+    """(n + 1,) where each polygon starts among the rings: its exterior, then holes."""
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    @staticmethod
+    def none() -> Regions:
+        """Return no polygons at all."""
+        return Regions(
+            value=np.zeros(0, np.uint8),
+            origin=np.zeros(0, np.int64),
+            area=np.zeros(0, np.int64),
+            score_sum=np.zeros(0, np.int64),
+            score_max=np.zeros(0, np.uint8),
+            coords=np.zeros((0, 2), np.int32),
+            beyond=np.zeros(0, np.uint8),
+            mark=np.zeros(0, np.uint8),
+            ring_offsets=np.zeros(1, np.int64),
+            polygon_offsets=np.zeros(1, np.int64),
+        )
+
+    @staticmethod
+    def names() -> list[str]:
+        """Return the names of the arrays."""
+        return [field.name for field in fields(Regions)]
+
+    def select(self, keep: NDArray[np.bool_] | NDArray[np.integer]) -> Regions:
+        """Return the polygons at ``keep``: a mask of length n, or any indices."""
+        index = np.arange(len(self))[keep]
+        rings, polygon_offsets = ragged(self.polygon_offsets, index)
+        vertices, ring_offsets = ragged(self.ring_offsets, rings)
+        return Regions(
+            value=self.value[index],
+            origin=self.origin[index],
+            area=self.area[index],
+            score_sum=self.score_sum[index],
+            score_max=self.score_max[index],
+            coords=self.coords.take(vertices, axis=0),
+            beyond=self.beyond[vertices],
+            mark=self.mark[vertices],
+            ring_offsets=ring_offsets,
+            polygon_offsets=polygon_offsets,
+        )
+
+    def sorted(self) -> Regions:
+        """Return the polygons by ``origin``: the order of ``polygonize``."""
+        return self.select(np.argsort(self.origin))
+
+    @staticmethod
+    def concatenate(parts: Sequence[Regions]) -> Regions:
+        """Return the polygons of all parts, one part after the other."""
+        parts = [Regions.none(), *parts]
+        arrays = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in Regions.names()
+            if not name.endswith("_offsets")
+        }
+        return Regions(
+            **arrays,
+            ring_offsets=chained([part.ring_offsets for part in parts]),
+            polygon_offsets=chained([part.polygon_offsets for part in parts]),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write to an ``.npz`` file; the same polygons give the same bytes."""
+        save_arrays(path, {name: getattr(self, name) for name in self.names()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Regions:
+        """Read what ``save`` wrote. Nothing in the file can execute code.
+
+        Raises:
+            RasterError: the file is cut short, or something else.
+        """
+        return load_arrays(
+            path, lambda arrays: cls(**{name: arrays[name] for name in cls.names()})
+        )
+
+    def touches_edge(self) -> NDArray[np.bool_]:
+        """Return (n,): whether a polygon reaches nodata or the edge of the raster.
+
+        What it is a part of may go on where there is no imagery.
+        """
+        return self.borders(NODATA)
+
+    def borders(self, *values: int) -> NDArray[np.bool_]:
+        """Return (n,): whether a polygon has an edge in common with such pixels."""
+        if not len(self):
+            return np.zeros(0, np.bool_)
+        wanted = np.zeros(256, np.bool_)
+        wanted[list(values)] = True
+        starts = self.ring_offsets[self.polygon_offsets[:-1]]
+        found: NDArray[np.bool_] = np.logical_or.reduceat(wanted[self.beyond], starts)
+        return found
+
+    def closed(
+        self, transform: Iterable[float]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return closed rings in map coordinates: (w, 2) x, y and (r + 1,) offsets.
+
+        They have a vertex at each corner and no collinear ones, as those of
+        GDALPolygonize. Exteriors are counterclockwise and holes clockwise in the map,
+        whichever way the transform turns or flips the raster.
+
+        Args:
+            transform: ``a, b, c, d, e, f`` of ``x = a col + b row + c`` and
+                ``y = d col + e row + f``; an ``affine.Affine`` will do.
+
+        Raises:
+            CRSError: the transform maps the raster to a line or a point.
+        """
+        a, b, c, d, e, f, *_ = transform
+        turn = turn_of(transform)
+        corners, closed = _corners(self.coords, self.ring_offsets, turn > 0)
+        col, row = corners.T
+        xy = np.empty(corners.shape)
+        xy[:, 0] = a * col + b * row + c
+        xy[:, 1] = d * col + e * row + f
+        return xy, closed
+
+    def geometries(self, transform: Iterable[float]) -> NDArray[np.object_]:
+        """Return (n,) shapely Polygons in map coordinates; see ``closed``."""
+        xy, rings = self.closed(transform)
+        polygons = shapely.from_ragged_array(
+            shapely.GeometryType.POLYGON, xy, (rings, self.polygon_offsets)
+        )
+        return cast("NDArray[np.object_]", polygons)
+
+
+def turn_of(transform: Iterable[float]) -> int:
+    """Return -1 if north is up or the raster is turned, 1 if it is mirrored.
+
+    Raises:
+        CRSError: the transform maps the raster to a line or a point.
+    """
+    a, b, c, d, e, f, *_ = transform
+    turn = int(np.sign(a * e - b * d))
+    if turn == 0:
+        raise CRSError(f"transform {(a, b, c, d, e, f)} is flat: a*e - b*d is 0")
+    return turn
+
+
+def save_arrays(path: str | Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays to an ``.npz`` file; the same arrays give the same bytes."""
+    with Path(path).open("wb") as file:
+        np.savez(file, **dict(arrays))
+
+
+def load_arrays(
+    path: str | Path, made_into: Callable[[dict[str, NDArray[Any]]], T]
+) -> T:
+    """Read what ``save_arrays`` wrote; nothing in the file can execute code.
+
+    Args:
+        path: the file.
+        made_into: what makes something of the arrays.
+
+    Raises:
+        RasterError: the file is cut short, or has other arrays.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return made_into(dict(np.load(file, allow_pickle=False)))
+    except _NO_ARRAYS as error:
+        raise RasterError(
+            f"{path} is not a block trace ({error}); delete it and trace again"
+        ) from error
+
+
+# ------------------------------------------------------------------------ ragged arrays
+
+
+def offsets_of(lengths: NDArray[np.integer] | Sequence[int]) -> _Int64:
+    """Return where pieces of these lengths start, and the end of the last."""
+    return np.append(np.int64(0), np.cumsum(lengths, dtype=np.int64))
+
+
+def chained(offsets: Sequence[_Int64]) -> _Int64:
+    """Return the offsets of ragged arrays that are concatenated."""
+    return offsets_of(np.concatenate([np.diff(part) for part in offsets]))
+
+
+def ragged(offsets: _Int64, index: _Int64) -> tuple[_Int64, _Int64]:
+    """Return which elements the pieces at ``index`` have, and their new offsets."""
+    lengths = np.diff(offsets)[index]
+    new = offsets_of(lengths)
+    return np.arange(new[-1]) + np.repeat(offsets[index] - new[:-1], lengths), new
+
+
+# ------------------------------------------------------------------------------ kernels
+
+
+@_compiled
+def _corners(coords: _Int32, offsets: _Int64, backwards: bool) -> tuple[_Int32, _Int64]:
+    """Return closed rings without straight vertices, and where each starts.
+
+    ``backwards`` turns the rings, but for their first vertices.
+    """
+    kept = np.empty((len(coords) + len(offsets) - 1, 2), np.int32)
+    starts = np.empty(len(offsets), np.int64)
+    count = 0
+    for ring in range(len(offsets) - 1):
+        first, end = offsets[ring], offsets[ring + 1]
+        starts[ring] = count
+        for step in range(end - first):
+            at = first + step
+            if backwards and step > 0:
+                at = end - step
+            before = at - 1 if at > first else end - 1
+            after = at + 1 if at + 1 < end else first
+            if (
+                coords[before, 0] == coords[at, 0] == coords[after, 0]
+                or coords[before, 1] == coords[at, 1] == coords[after, 1]
+            ):
+                continue
+            kept[count] = coords[at]
+            count += 1
+        kept[count] = kept[starts[ring]]
+        count += 1
+    starts[-1] = count
+    return kept[:count], starts
