@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import numba
 import numpy as np
@@ -207,6 +207,40 @@ class Regions:
         return cast("NDArray[np.object_]", polygons)
 
 
+class Shapes(NamedTuple):
+    """Polygons in pixel units whose vertices need not be pixel corners.
+
+    As in ``Regions`` rings are not closed and keep the interior on their left on
+    screen; n polygons, r rings, v vertices.
+    """
+
+    xy: NDArray[np.float64]
+    """(v, 2) col, row."""
+
+    ring_offsets: NDArray[np.int64]
+    """(r + 1,) where each ring starts in ``xy``."""
+
+    polygon_offsets: NDArray[np.int64]
+    """(n + 1,) where each polygon starts among the rings."""
+
+    def closed(
+        self, transform: Iterable[float]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return closed rings in map coordinates; see ``Regions.closed``."""
+        a, b, c, d, e, f, *_ = transform
+        order, closed = _turned(self.ring_offsets, turn_of(transform) > 0)
+        col, row = self.xy[order].T
+        return np.column_stack([a * col + b * row + c, d * col + e * row + f]), closed
+
+    def geometries(self, transform: Iterable[float]) -> NDArray[np.object_]:
+        """Return (n,) shapely Polygons in map coordinates."""
+        xy, rings = self.closed(transform)
+        polygons = shapely.from_ragged_array(
+            shapely.GeometryType.POLYGON, xy, (rings, self.polygon_offsets)
+        )
+        return cast("NDArray[np.object_]", polygons)
+
+
 def turn_of(transform: Iterable[float]) -> int:
     """Return -1 if north is up or the raster is turned, 1 if it is mirrored.
 
@@ -299,3 +333,25 @@ def _corners(coords: _Int32, offsets: _Int64, backwards: bool) -> tuple[_Int32, 
         count += 1
     starts[-1] = count
     return kept[:count], starts
+
+
+@_compiled
+def _turned(offsets: _Int64, backwards: bool) -> tuple[_Int64, _Int64]:
+    """Return the order of vertices that closes rings, and where each starts.
+
+    ``backwards`` turns the rings, but for their first vertices.
+    """
+    rings = len(offsets) - 1
+    order = np.empty(offsets[-1] + rings, np.int64)
+    starts = np.empty(rings + 1, np.int64)
+    count = 0
+    for ring in range(rings):
+        first, end = offsets[ring], offsets[ring + 1]
+        starts[ring] = count
+        for step in range(end - first):
+            order[count] = end - step if backwards and step else first + step
+            count += 1
+        order[count] = first
+        count += 1
+    starts[rings] = count
+    return order, starts
