@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
+from geounet.arcs import VertexMap, vertex_bits
 from geounet.classes import (
     BACKGROUND,
     NODATA,
@@ -25,7 +28,7 @@ from geounet.classes import (
     classify,
 )
 from geounet.raster import Scene
-from geounet.regions import Regions
+from geounet.regions import TOUCHING, Regions
 from geounet.tiling import Tile, TileGrid, Window
 from geounet.vectorize import BlockTrace, merge, trace_block
 
@@ -118,6 +121,79 @@ class TracedMask:
             for start in range(0, len(here), BATCH):
                 yield here.select(order[start : start + BATCH])
 
+    def objects(self, value: int) -> Iterator[tuple[Regions, NDArray[np.int64]]]:
+        """Yield regions that touch at corners together: 8-connected objects.
+
+        An 8-connected outline would touch itself, which no valid polygon does, so an
+        object is one or more 4-connected regions. Objects come in the order of their
+        last regions. Where regions touch is held in memory, and objects of which a
+        part is still to come.
+
+        Yields:
+            the regions, object by object, and (objects + 1,) where each starts.
+        """
+        least, last = self._touching(value)
+        held = Regions.none()
+        for batch in self.regions(value):
+            here = Regions.concatenate([held, batch])
+            first = _looked_up(here.origin, *least)
+            complete = _looked_up(first, *last)
+            done = complete <= batch.origin[-1]
+            order = np.lexsort((here.origin, complete))
+            order = order[done[order]]
+            starts = np.flatnonzero(np.diff(complete[order], prepend=-1))
+            yield here.select(order), np.append(starts, len(order))
+            held = here.select(~done)
+
+    def _touching(self, value: int) -> tuple[_Table, _Table]:
+        """Return of each touching region the first of its object, and of that the last.
+
+        The regions on both sides of a corner have a vertex there.
+        """
+        found = [_corners(regions, self.grid.width) for regions in self.regions(value)]
+        corner, origin = np.concatenate([*found, np.zeros((2, 0), np.int64)], axis=1)
+        order = np.argsort(corner, kind="stable")
+        known, number = np.unique(origin[order], return_inverse=True)
+        pair = number.reshape(-1, 2).T
+        links = coo_array((np.ones(pair.shape[1]), pair), (len(known), len(known)))
+        _, group = connected_components(links, directed=False)
+        _, first, group = np.unique(group, return_index=True, return_inverse=True)
+        latest = np.zeros(len(first), np.int64)
+        np.maximum.at(latest, group, known)
+        ends = np.argsort(known[first])
+        return (known, known[first][group]), (known[first][ends], latest[ends])
+
+    def vertices(self) -> VertexMap:
+        """Return where outlines have vertices, if `trace_mask` was to note it."""
+        return VertexMap(
+            np.load(_vertices_path(self.folder), mmap_mode="r"), self.grid.core_shape[0]
+        )
+
+
+_Table: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Keys, rising, and their values."""
+
+
+def _looked_up(
+    keys: NDArray[np.int64], known: NDArray[np.int64], values: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the values of keys; keys that are not known stand for themselves."""
+    found = keys.copy()
+    if len(known):
+        at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+        hit = known[at] == keys
+        found[hit] = values[at[hit]]
+    return found
+
+
+def _corners(regions: Regions, width: int) -> NDArray[np.int64]:
+    """Return (2, m): where regions touch others of their class, and their origins."""
+    vertices = np.diff(regions.ring_offsets[regions.polygon_offsets])
+    at = (regions.mark & TOUCHING) > 0
+    col, row = regions.coords[at].T
+    origin = np.repeat(regions.origin, vertices)[at]
+    return np.stack([row * np.int64(width + 1) + col, origin])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Merge:
@@ -137,6 +213,7 @@ def trace_mask(
     folder: Path,
     run: RunTasks,
     block_size: int = TRACE_BLOCK,
+    vertices: bool = False,
 ) -> TracedMask:
     """Trace a mask block by block and join what crosses the borders.
 
@@ -149,11 +226,20 @@ def trace_mask(
         folder: where traces and regions are staged; a folder all workers see.
         run: runs the tasks, here or on a cluster, in any order.
         block_size: side of a block in pixels.
+        vertices: note where outlines of any value have vertices.
     """
     grid = TileGrid(
         height=labels.height, width=labels.width, tile_size=block_size, halo=0
     )
-    trace = partial(_trace_to_file, labels=labels, classes=classes, folder=folder)
+    if vertices:
+        _make_vertices(grid, folder)
+    trace = partial(
+        _trace_to_file,
+        labels=labels,
+        classes=classes,
+        folder=folder,
+        vertices=vertices,
+    )
     for _ in run(trace, grid):
         pass
     join = partial(_merge_to_file, folder=folder, band_height=grid.core_shape[0])
@@ -185,24 +271,47 @@ def _levels(shape: tuple[int, int]) -> Iterator[list[_Merge]]:
         ]
 
 
+def _make_vertices(grid: TileGrid, folder: Path) -> None:
+    size = grid.core_shape[0]
+    shape = (*grid.shape, size + 1, (size + 8) // 8)
+    np.lib.format.open_memmap(  # a file of zeros, which takes no room until written
+        _vertices_path(folder), mode="w+", dtype=np.uint8, shape=shape
+    )
+
+
 def _trace_to_file(
-    block: Tile, *, labels: Labels, classes: Collection[int], folder: Path
+    block: Tile,
+    *,
+    labels: Labels,
+    classes: Collection[int],
+    folder: Path,
+    vertices: bool,
 ) -> None:
     core = block.core
+    last = (
+        core.row_off + core.height == labels.height,
+        core.col_off + core.width == labels.width,
+    )
     window = Window(
         row_off=core.row_off - 1,
         col_off=core.col_off - 1,
-        height=core.height + 1,
-        width=core.width + 1,
+        height=core.height + 1 + (vertices and last[0]),
+        width=core.width + 1 + (vertices and last[1]),
     )
     found = labels.read(window)
+    if vertices:
+        table = np.load(_vertices_path(folder), mmap_mode="r+")
+        bits = vertex_bits(_framed(found.mask, core, last))
+        table[block.row, block.col, : bits.shape[0], : bits.shape[1]] = bits
+        table.flush()
+    before = np.s_[: core.height + 1, : core.width + 1]
     trace = trace_block(
-        found.mask,
+        found.mask[before],
         row_off=core.row_off,
         col_off=core.col_off,
         raster_shape=(labels.height, labels.width),
         classes=classes,
-        scores=found.best,
+        scores=None if found.best is None else found.best[before],
     )
     here = 0, block.row, block.col
     trace.without_regions().save(_trace_path(folder, *here))
@@ -221,6 +330,26 @@ def _merge_to_file(merging: _Merge, *, folder: Path, band_height: int) -> None:
     for number in np.unique(band).tolist():
         closed = trace.regions.select(band == number)
         closed.save(_closed_path(folder, number, *here))
+
+
+def _framed(
+    mask: NDArray[np.uint8], core: Window, last: tuple[bool, bool]
+) -> NDArray[np.uint8]:
+    """Return the mask with nodata outside the raster."""
+    mask = mask.copy()
+    if core.row_off == 0:
+        mask[0] = NODATA
+    if core.col_off == 0:
+        mask[:, 0] = NODATA
+    if last[0]:
+        mask[-1] = NODATA
+    if last[1]:
+        mask[:, -1] = NODATA
+    return mask
+
+
+def _vertices_path(folder: Path) -> Path:
+    return folder / "vertices.npy"
 
 
 def _trace_path(folder: Path, level: int, row: int, col: int) -> Path:

@@ -1,12 +1,15 @@
 """Blocks, workers and files change nothing: tracing gives the polygons of one piece."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
+from geounet.arcs import vertex_bits
 from geounet.classes import NODATA, ClassTable
 from geounet.raster import Scene
 from geounet.regions import Regions
@@ -56,6 +59,60 @@ def test_regions_come_in_order_whatever_the_blocks(
         whole = polygonize(mask, classes=[value], scores=best)
         found = Regions.concatenate(list(traced.regions(value)))
         assert same(found, whole)
+
+
+@pytest.mark.parametrize("block_size", [5, 16, 200])
+@pytest.mark.parametrize("seed", range(3))
+def test_objects_are_the_eight_connected_ones_in_any_blocks(
+    tmp_path: Path, block_size: int, seed: int
+) -> None:
+    mask = blobs(60, 50, seed=seed)
+    if seed == 2:
+        mask = np.random.default_rng(2).integers(0, 3, (60, 50), np.uint8)
+    parts = staged(tmp_path / "parts", mask, core=25)
+    staged(tmp_path / "parts", mask, core=25, kind="best")
+    traced = trace_mask(
+        parts, classes=CLASSES, folder=tmp_path, run=backwards, block_size=block_size
+    )
+    for value in CLASSES:
+        labels, count = ndimage.label(mask == value, np.ones((3, 3)))
+        found = []
+        for regions, starts in traced.objects(value):
+            last = regions.origin[starts[1:] - 1]
+            found += last.tolist()
+            for start, stop in itertools.pairwise(starts):
+                part = regions.select(np.arange(start, stop))
+                first = labels.flat[part.origin]
+                assert len(set(first.tolist())) == 1
+                assert part.area.sum() == (labels == first[0]).sum()
+        assert len(found) == count
+        assert found == sorted(found)
+
+
+@pytest.mark.parametrize("block_size", [5, 16, 200])
+def test_the_map_of_vertices_has_those_of_all_values(
+    tmp_path: Path, block_size: int
+) -> None:
+    mask = blobs(60, 50)
+    parts = staged(tmp_path / "parts", mask, core=25)
+    staged(tmp_path / "parts", mask, core=25, kind="best")
+    traced = trace_mask(
+        parts,
+        classes=[1],
+        folder=tmp_path,
+        run=backwards,
+        block_size=block_size,
+        vertices=True,
+    )
+    bits, size = traced.vertices()
+    whole = np.unpackbits(vertex_bits(np.pad(mask, 1, constant_values=NODATA)), axis=1)
+    every = polygonize(mask).coords
+    for col, row in np.ndindex(51, 61):
+        block = min(row // size, bits.shape[0] - 1), min(col // size, bits.shape[1] - 1)
+        here = np.unpackbits(bits[block], axis=1)
+        found = here[row - block[0] * size, col - block[1] * size]
+        assert found == whole[row, col]
+    assert whole[every[:, 1], every[:, 0]].all()
 
 
 def test_the_areas_of_the_regions_are_the_counts_of_the_mask(tmp_path: Path) -> None:
