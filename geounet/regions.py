@@ -6,6 +6,7 @@ numpy and a file read at the speed of memory.
 
 from __future__ import annotations
 
+import gc
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -34,6 +35,7 @@ T = TypeVar("T")
 _Bytes: TypeAlias = NDArray[np.uint8]
 _Int32: TypeAlias = NDArray[np.int32]
 _Int64: TypeAlias = NDArray[np.int64]
+_Floats: TypeAlias = NDArray[np.float64]
 
 _compiled = numba.njit(cache=True, nogil=True)
 
@@ -189,22 +191,16 @@ class Regions:
         Raises:
             CRSError: the transform maps the raster to a line or a point.
         """
-        a, b, c, d, e, f, *_ = transform
-        turn = turn_of(transform)
-        corners, closed = _corners(self.coords, self.ring_offsets, turn > 0)
-        col, row = corners.T
-        xy = np.empty(corners.shape)
-        xy[:, 0] = a * col + b * row + c
-        xy[:, 1] = d * col + e * row + f
-        return xy, closed
+        return _corners(
+            self.coords,
+            self.ring_offsets,
+            np.array([*transform][:6], np.float64),
+            turn_of(transform) > 0,
+        )
 
     def geometries(self, transform: Iterable[float]) -> NDArray[np.object_]:
         """Return (n,) shapely Polygons in map coordinates; see ``closed``."""
-        xy, rings = self.closed(transform)
-        polygons = shapely.from_ragged_array(
-            shapely.GeometryType.POLYGON, xy, (rings, self.polygon_offsets)
-        )
-        return cast("NDArray[np.object_]", polygons)
+        return polygons_of(*self.closed(transform), self.polygon_offsets)
 
 
 class Shapes(NamedTuple):
@@ -234,11 +230,31 @@ class Shapes(NamedTuple):
 
     def geometries(self, transform: Iterable[float]) -> NDArray[np.object_]:
         """Return (n,) shapely Polygons in map coordinates."""
-        xy, rings = self.closed(transform)
-        polygons = shapely.from_ragged_array(
-            shapely.GeometryType.POLYGON, xy, (rings, self.polygon_offsets)
+        return polygons_of(*self.closed(transform), self.polygon_offsets)
+
+
+def polygons_of(
+    xy: NDArray[np.float64],
+    ring_offsets: NDArray[np.int64],
+    polygon_offsets: NDArray[np.int64],
+) -> NDArray[np.object_]:
+    """Return (n,) shapely Polygons of (v, 2) vertices of closed rings.
+
+    A million objects made at once wake Python's collector again and again, for twice
+    the time that they take, and nothing among them is to be collected.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return cast(
+            "NDArray[np.object_]",
+            shapely.from_ragged_array(
+                shapely.GeometryType.POLYGON, xy, (ring_offsets, polygon_offsets)
+            ),
         )
-        return cast("NDArray[np.object_]", polygons)
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def turn_of(transform: Iterable[float]) -> int:
@@ -305,12 +321,15 @@ def ragged(offsets: _Int64, index: _Int64) -> tuple[_Int64, _Int64]:
 
 
 @_compiled
-def _corners(coords: _Int32, offsets: _Int64, backwards: bool) -> tuple[_Int32, _Int64]:
-    """Return closed rings without straight vertices, and where each starts.
+def _corners(
+    coords: _Int32, offsets: _Int64, transform: _Floats, backwards: bool
+) -> tuple[_Floats, _Int64]:
+    """Place closed rings without straight vertices; also return where each starts.
 
     ``backwards`` turns the rings, but for their first vertices.
     """
-    kept = np.empty((len(coords) + len(offsets) - 1, 2), np.int32)
+    a, b, c, d, e, f = transform
+    xy = np.empty((len(coords) + len(offsets) - 1, 2))
     starts = np.empty(len(offsets), np.int64)
     count = 0
     for ring in range(len(offsets) - 1):
@@ -322,17 +341,19 @@ def _corners(coords: _Int32, offsets: _Int64, backwards: bool) -> tuple[_Int32, 
                 at = end - step
             before = at - 1 if at > first else end - 1
             after = at + 1 if at + 1 < end else first
+            col, row = coords[at]
             if (
-                coords[before, 0] == coords[at, 0] == coords[after, 0]
-                or coords[before, 1] == coords[at, 1] == coords[after, 1]
+                coords[before, 0] == col == coords[after, 0]
+                or coords[before, 1] == row == coords[after, 1]
             ):
                 continue
-            kept[count] = coords[at]
+            xy[count, 0] = a * col + b * row + c
+            xy[count, 1] = d * col + e * row + f
             count += 1
-        kept[count] = kept[starts[ring]]
+        xy[count] = xy[starts[ring]]
         count += 1
     starts[-1] = count
-    return kept[:count], starts
+    return xy[:count], starts
 
 
 @_compiled

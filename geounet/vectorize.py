@@ -819,7 +819,7 @@ def _regions(
     order = np.argsort(rings.polygon, kind="stable")
     first = np.flatnonzero(np.diff(rings.polygon[order], prepend=_NONE))
     offsets = offsets_of(rings.length[order])
-    walked = _walk(nodes.successor, rings.start[order], offsets)
+    coords, beyond, mark = _gathered_nodes(nodes, rings.start[order], offsets)
     exterior = order[first]
     tally = _tally(curves.polygon, curves.sum, curves.max, len(first))
     return Regions(
@@ -828,9 +828,9 @@ def _regions(
         area=np.add.reduceat(rings.area[order], first),
         score_sum=tally[0],
         score_max=tally[1],
-        coords=nodes.vertex.take(walked, axis=0),
-        beyond=nodes.beyond[walked],
-        mark=nodes.mark[walked],
+        coords=coords,
+        beyond=beyond,
+        mark=mark,
         ring_offsets=offsets,
         polygon_offsets=np.append(first, len(order)),
     )
@@ -1257,6 +1257,22 @@ def _walk(successor: _Int32, starts: _Int32, offsets: _Int64) -> _Int32:
             nodes[at] = node
             node = successor[node]
     return nodes
+
+
+@_compiled
+def _gathered_nodes(
+    nodes: _Nodes, starts: _Int32, offsets: _Int64
+) -> tuple[_Int32, _Bytes, _Bytes]:
+    """Return vertices, what is beyond them, and marks, in the order of ``_walk``."""
+    coords = np.empty((offsets[-1], 2), np.int32)
+    beyond, mark = np.empty(offsets[-1], np.uint8), np.empty(offsets[-1], np.uint8)
+    for ring in range(len(starts)):
+        node = starts[ring]
+        for at in range(offsets[ring], offsets[ring + 1]):
+            coords[at, 0], coords[at, 1] = nodes.vertex[node, 0], nodes.vertex[node, 1]
+            beyond[at], mark[at] = nodes.beyond[node], nodes.mark[node]
+            node = nodes.successor[node]
+    return coords, beyond, mark
 
 
 @_compiled
