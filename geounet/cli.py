@@ -6,7 +6,9 @@ Words go to stderr and data to stdout.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from geounet.progress import Progress
 
 if TYPE_CHECKING:
     from geounet.archive import Outcome
+    from geounet.evaluation import PathScore, RoadScores
     from geounet.exactness import Exactness
     from geounet.pipeline import Result
 
@@ -545,6 +548,80 @@ def _rows(found: Exactness) -> dict[str, str]:
 def _pixels(derived: int | None, declared: int | None = None) -> str:
     words = "none" if derived is None else f"{derived} px"
     return words if declared in {None, derived} else f"{words}, declared {declared} px"
+
+
+@main.command()
+@click.argument("predicted", type=PATH)
+@click.argument("truth", type=PATH)
+@click.option(
+    "--roads",
+    "kind",
+    flag_value="roads",
+    required=True,
+    expose_value=False,
+    help="Compare road lines.",
+)
+@click.option(
+    "--buffer",
+    type=click.FloatRange(0, min_open=True),
+    default=3.0,
+    metavar="M",
+    help="Metres within which a line matches.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table.")
+def evaluate(*, predicted: Path, truth: Path, buffer: float, as_json: bool) -> None:
+    """Compare what was found with the truth; both are vector files in any CRS.
+
+    Completeness, correctness and quality say how much of the lines matches; APLS
+    (average path length similarity), how alike the ways through both networks are.
+    Roads are connected where lines share a vertex, or one ends on another.
+
+    \b
+    Examples:
+      geounet evaluate out/scene_road.geojson osm_roads.gpkg --roads
+      geounet evaluate found.geojson truth.geojson --roads --buffer 5 --json
+    """
+    from geounet.evaluation import evaluate_roads
+
+    scores = evaluate_roads(predicted, truth, buffer=buffer)
+    if as_json:
+        click.echo(json.dumps(scores.record(), indent=2, allow_nan=False))
+        return
+    for label, (value, words) in _road_rows(scores).items():
+        shown = "n/a" if math.isnan(value) else f"{value:.3f}"
+        click.echo(f"{label:20}{shown:>5}  {words}".rstrip())
+
+
+def _road_rows(scores: RoadScores) -> dict[str, tuple[float, str]]:
+    """Say what was compared, beside each score."""
+    true, found = scores.truth_length / 1000, scores.predicted_length / 1000
+    near = f"within {scores.buffer:g} m of"
+    return {
+        "completeness": (
+            scores.completeness,
+            f"of {true:.3f} km of truth {near} the prediction",
+        ),
+        "correctness": (
+            scores.correctness,
+            f"of {found:.3f} km predicted {near} the truth",
+        ),
+        "quality": (scores.quality, ""),
+        "APLS": (scores.apls, ""),
+        "  true paths": (scores.truth_paths.score, _paths(scores.truth_paths)),
+        "  predicted paths": (
+            scores.predicted_paths.score,
+            _paths(scores.predicted_paths),
+        ),
+    }
+
+
+def _paths(score: PathScore) -> str:
+    drawn = score.control_points < score.control_points_there
+    return (
+        f"{score.paths} paths between {score.control_points} control points"
+        + (f", drawn from {score.control_points_there}," if drawn else ",")
+        + f" of which {score.control_points_found} lie on the other network"
+    )
 
 
 @main.command()

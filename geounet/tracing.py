@@ -38,7 +38,7 @@ TRACE_BLOCK = 1024
 BATCH = 8192
 """Most regions handed out at once: as geometries they take a kilobyte each and more."""
 
-FAN = 4
+FAN = 8
 """Blocks a side that are merged at once."""
 
 RunTasks = Callable[[Callable[[Any], None], Iterable[Any]], Iterator[None]]
@@ -353,15 +353,15 @@ def _vertices_path(folder: Path) -> Path:
 
 
 def _trace_path(folder: Path, level: int, row: int, col: int) -> Path:
-    return folder / f"open-{level}-{row:05d}-{col:05d}.npz"
+    return folder / f"open-{level}-{row:05d}-{col:05d}"
 
 
 def _closed_path(folder: Path, band: int, level: int, row: int, col: int) -> Path:
-    return folder / f"closed-{band:05d}-{level}-{row:05d}-{col:05d}.npz"
+    return folder / f"closed-{band:05d}-{level}-{row:05d}-{col:05d}"
 
 
 def _closed_paths(folder: Path, band: int) -> list[Path]:
-    return sorted(folder.glob(f"closed-{band:05d}-*.npz"))
+    return sorted(folder.glob(f"closed-{band:05d}-*"))
 
 
 def mask_counts(mask: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -150,7 +150,7 @@ class BlockTrace:
         return replace(self, regions=Regions.none())
 
     def save(self, path: str | Path) -> None:
-        """Write to an ``.npz`` file; the same trace gives the same bytes."""
+        """Write to a file; the same trace gives the same bytes."""
         save_arrays(
             path,
             {
