@@ -34,10 +34,10 @@ from numpy.typing import NDArray
 from benchmarks.jobs import Results, median_ratio, show
 from benchmarks.masks import CLASSES, CRS, TRANSFORM, mosaic
 from geounet.classes import NODATA, LabelWindow
-from geounet.pipeline import export_features
 from geounet.tiling import Window
 from geounet.tracing import TRACE_BLOCK, trace_mask
 from geounet.vectorize import polygonize
+from geounet.vectors import export_features
 
 SIZE = 10_000
 """Side of a mask in pixels."""

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from geounet.errors import GeounetError
     from geounet.inference import Predictor
     from geounet.model import load_model
-    from geounet.pipeline import Result, export_features, run
+    from geounet.pipeline import Result, run
     from geounet.planning import Recipe, plan
     from geounet.raster import Scene
     from geounet.tiling import TileGrid
     from geounet.training import train_model
+    from geounet.vectors import export_features
 
 _HOMES = {
     "GeounetError": "errors",
@@ -26,7 +27,7 @@ _HOMES = {
     "Result": "pipeline",
     "Scene": "raster",
     "TileGrid": "tiling",
-    "export_features": "pipeline",
+    "export_features": "vectors",
     "load_model": "model",
     "plan": "planning",
     "run": "pipeline",

@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 from geounet.errors import ConfigError
 from geounet.regions import JUNCTION, Regions, Shapes, offsets_of
 
+BELOW_A_PIXEL = 0.99
+"""Pixels; as near to one as is safe where lengths were rounded."""
 SMOOTHING = 2.0
 """Standard deviation, in pixels along the arc, of the average that smooths it."""
 _REACH = 0.44
@@ -100,7 +102,7 @@ def simplified(
         regions: n polygons.
         tolerance: in the unit of ``pixel``.
         pixel: width and height of a pixel.
-        vertices: needed if the tolerance is a pixel or more.
+        vertices: needed if the tolerance is more than ``BELOW_A_PIXEL``.
 
     Returns:
         the polygons that are left, and their outlines: where a polygon lies between two
@@ -109,7 +111,7 @@ def simplified(
     Raises:
         ConfigError: the tolerance is a pixel or more, and there is no map of vertices.
     """
-    if tolerance >= min(pixel) and vertices is None:
+    if tolerance > BELOW_A_PIXEL * min(pixel) and vertices is None:
         raise ConfigError(
             f"a tolerance of {tolerance} is a pixel of {pixel} or more; give the map "
             "of vertices, or a smaller tolerance"
@@ -276,7 +278,7 @@ def _peucker(  # noqa: PLR0917
             continue
         middle, distance = _farthest(path, begin, finish, pixel)
         if distance <= tolerance and (
-            distance < min(pixel[0], pixel[1])
+            distance <= BELOW_A_PIXEL * min(pixel[0], pixel[1])
             or not _crowded(path, begin, finish, distance, pixel, bits, block)
         ):
             continue

@@ -161,7 +161,11 @@ RUN_OPTIONS = (
     click.option(
         "--scores", is_flag=True, default=None, help="Also write a raster of scores."
     ),
-    click.option("--format", metavar="NAME", help="geojson, geoparquet, gpkg or fgb."),
+    click.option(
+        "--format",
+        metavar="NAME",
+        help="geojson, geojsonseq, geoparquet, gpkg or fgb.",
+    ),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"])),
     click.option(
         "--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"])
@@ -346,25 +350,56 @@ def _tell(progress: Progress, result: Result) -> None:
     "--values", type=_Values(), help="Classes of a raster that does not name them."
 )
 @click.option(
-    "--min-area",
-    type=click.FloatRange(0),
-    default=0.0,
-    metavar="M2",
-    help="Drop smaller features.",
+    "--geometry",
+    type=click.Choice(["polygon", "line"]),
+    help="Areas, or the centrelines of roads and their nodes.",
 )
 @click.option(
-    "--min-hole",
-    type=click.FloatRange(0),
-    default=0.0,
-    metavar="M2",
-    help="Fill smaller holes.",
+    "--min-area", type=click.FloatRange(0), metavar="M2", help="Drop smaller features."
+)
+@click.option(
+    "--min-hole", type=click.FloatRange(0), metavar="M2", help="Fill smaller holes."
 )
 @click.option(
     "--simplify",
     type=click.FloatRange(0),
-    default=0.0,
     metavar="M",
-    help="Farthest that an outline may move.",
+    help="Farthest that an outline may move; neighbours stay neighbours.",
+)
+@click.option(
+    "--smooth",
+    is_flag=True,
+    default=None,
+    help="Round the steps of outlines, within half a pixel.",
+)
+@click.option(
+    "--regularize",
+    is_flag=True,
+    default=None,
+    help="Square the outlines of buildings; what is no such shape stays as it is.",
+)
+@click.option(
+    "--connectivity",
+    type=click.Choice([4, 8]),
+    help="8 makes one feature of what touches at corners.",
+)
+@click.option(
+    "--max-width",
+    type=click.FloatRange(0, min_open=True),
+    metavar="M",
+    help="Of lines: what is wider is a square. 60 if not given.",
+)
+@click.option(
+    "--min-length",
+    type=click.FloatRange(0),
+    metavar="M",
+    help="Of lines: drop shorter networks. 20 if not given.",
+)
+@click.option(
+    "--gap",
+    type=click.FloatRange(0),
+    metavar="M",
+    help="Of lines: bridge gaps up to this. 12 if not given.",
 )
 @click.option("--format", metavar="NAME", help="By the output's suffix unless given.")
 @click.option("--assume-crs", metavar="EPSG:CODE", help="CRS of a raster without one.")
@@ -380,9 +415,10 @@ def export(
     Examples:
       geounet export out/scene_mask.tif --class building -o buildings.geojson
       geounet export landcover.tif --values building=1,road=2 --class road -o r.gpkg
-      geounet export out/scene_mask.tif --class building -o b.geojson --min-area 10
+      geounet export out/scene_mask.tif --class building -o b.fgb --regularize
+      geounet export out/scene_mask.tif --class road -o roads.gpkg --geometry line
     """
-    from geounet.pipeline import export_features
+    from geounet.vectors import export_features
 
     count = export_features(raster, output, **options)
     progress.say(f"{count} features -> {output}")

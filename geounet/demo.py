@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from geounet.pipeline import Report, Result, open_labels, run
+from geounet.pipeline import Report, Result, run
 from geounet.raster import make_folder
 from geounet.synthetic import CLASSES, draw_scene, write_scene, write_truth
 from geounet.tiling import Window
+from geounet.vectors import open_labels
 
 SCENE, TRUTH = "demo_scene.tif", "demo_truth.tif"
 SIZE, GROUND_SIZE, SEED = 1024, 0.5, 7

@@ -32,14 +32,15 @@ from geounet.inference import (
     with_validity,
 )
 from geounet.levelwise import LevelwiseUNet
-from geounet.pipeline import WRITERS, Clock, rule_of, scheduler, stitch, write_class
+from geounet.pipeline import WRITERS, Clock, scheduler, stitch
 from geounet.planning import Plan, choose_lanes
 from geounet.raster import available_cores
 from geounet.report import write_preview
 from geounet.schedule import run_tasks
 from geounet.stitching import Parts
 from geounet.tiling import Tile, TileGrid, Window
-from geounet.tracing import RunTasks, trace_mask
+from geounet.tracing import RunTasks
+from geounet.vectors import trace_classes, write_class
 
 if TYPE_CHECKING:
     from geounet.schedule import Client
@@ -581,9 +582,12 @@ def _rehearse_writing(work: Plan, parts: _Windows, run: RunTasks) -> _Writing:
     files = {role: parts.folder / path.name for role, path in work.outputs.items()}
     clock = Clock(None)
     with clock.aside("trace"):
-        traced = trace_mask(
+        traced = trace_classes(
             parts,
-            classes=[entry.id for entry in work.featured.entries],
+            work.featured.entries,
+            work.tables,
+            scene=small,
+            known=work.table,
             folder=parts.folder,
             run=run,
         )
@@ -594,19 +598,19 @@ def _rehearse_writing(work: Plan, parts: _Windows, run: RunTasks) -> _Writing:
     for entry in work.featured.entries:
         with clock.aside(files[entry.name].name):
             write_class(
-                files[entry.name],
+                [files[role] for role in work.roles_of(entry.name)],
                 traced,
                 entry,
                 scene=small,
-                rule=rule_of(work.recipe, entry.name),
                 scored=True,
                 model=work.card.name,
                 format=work.recipe.format,
+                written=work.featured.entries,
             )
     return _Writing(
         pixels=height * width,
         picture=math.prod(parts.picture_shape),
         seconds=clock.seconds,
         sizes={role: path.stat().st_size for role, path in files.items()},
-        traces=sum(p.stat().st_size for p in parts.folder.glob("trace-*")),
+        traces=sum(p.stat().st_size for p in parts.folder.glob("*.trace")),
     )

@@ -1,4 +1,4 @@
-"""One scene from GeoTIFF to mask, features and receipt; and the vector stage alone."""
+"""One scene from GeoTIFF to mask, features and receipt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,22 +21,11 @@ from numpy.typing import NDArray
 
 from geounet import __version__
 from geounet.classes import (
-    CLASSES_TAG,
     NODATA,
-    SCALE_TAG,
-    SCORE_MAX,
-    ClassEntry,
     ClassTable,
     classify,
 )
-from geounet.errors import ConfigError, OutputError, RasterError
-from geounet.export import (
-    FeatureRule,
-    build_features,
-    format_of,
-    ground_pixel,
-    write_features,
-)
+from geounet.errors import ConfigError, OutputError
 from geounet.inference import (
     Engine,
     Stretch,
@@ -46,7 +35,6 @@ from geounet.inference import (
     resolve_device,
 )
 from geounet.planning import (
-    FeatureTable,
     Plan,
     Receipt,
     Recipe,
@@ -61,14 +49,14 @@ from geounet.raster import (
     footprint,
     make_folder,
     move_into_place,
-    read_tags,
     replacing,
 )
 from geounet.report import write_preview
 from geounet.schedule import connect, run_tasks
 from geounet.stitching import Parts, write_mask, write_scores
 from geounet.tiling import Tile, TileGrid
-from geounet.tracing import RasterLabels, TracedMask, mask_counts, trace_mask
+from geounet.tracing import mask_counts
+from geounet.vectors import Traced, trace_classes, write_class
 
 if TYPE_CHECKING:
     from geounet.schedule import Client
@@ -200,11 +188,14 @@ def _staged(work: Plan, *, client: Client, clock: Clock) -> Result:
     with ThreadPoolExecutor(max_workers=WRITERS) as writers:
         rasters = writers.submit(write_rasters, work, parts, files, clock)
         with clock.stage("trace"):
-            traced = trace_mask(
+            traced = trace_classes(
                 parts,
-                classes=[entry.id for entry in work.featured.entries],
+                work.featured.entries,
+                work.tables,
+                scene=work.scene,
+                known=work.table,
                 folder=work.staging,
-                run=partial(_run, client),
+                run=partial(run_tasks, client=client),
             )
         release_memory()  # of what was joined nothing is needed but the outlines
         with clock.stage("export"):
@@ -241,20 +232,20 @@ def write_rasters(
 
 
 def write_features_of(
-    work: Plan, traced: TracedMask, files: Mapping[str, Path], writers: Executor
+    work: Plan, traced: Traced, files: Mapping[str, Path], writers: Executor
 ) -> dict[str, int]:
     """Write the features of each class; returns how many there are."""
     writing = {
         entry.name: writers.submit(
             write_class,
-            files[entry.name],
+            [files[role] for role in work.roles_of(entry.name)],
             traced,
             entry,
             scene=work.scene,
-            rule=rule_of(work.recipe, entry.name),
             scored=True,
             model=work.card.name,
             format=work.recipe.format,
+            written=work.featured.entries,
         )
         for entry in work.featured.entries
     }
@@ -269,10 +260,6 @@ def remove_stale(work: Plan) -> None:
     for name in before.sizes.keys() - kept if before else ():
         if (path := work.output / name).parent == work.output:
             path.unlink(missing_ok=True)
-
-
-def _run(client: Client, func: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    return run_tasks(func, items, client=client)
 
 
 class Clock:
@@ -456,173 +443,6 @@ def stitch(work: Plan, parts: Parts, files: Mapping[str, Path]) -> None:
     )
     if work.recipe.scores:
         write_scores(files["scores"], parts, work.scene, work.table, tags=tags)
-
-
-# --- features ---------------------------------------------------------------------
-
-
-def rule_of(recipe: Recipe, name: str) -> FeatureRule:
-    """Return how a class becomes features."""
-    table = recipe.features.get(name, FeatureTable())
-    return FeatureRule(**table.model_dump())
-
-
-def write_class(
-    path: Path,
-    traced: TracedMask,
-    entry: ClassEntry,
-    *,
-    scene: Scene,
-    rule: FeatureRule,
-    scored: bool,
-    model: str | None,
-    format: str,
-) -> int:
-    """Stream the features of one class into a file; returns how many there are."""
-    batches = (
-        build_features(
-            regions,
-            transform=scene.transform,
-            crs=scene.crs,
-            rule=rule,
-            class_name=entry.name,
-            score_scale=1 / SCORE_MAX if scored else None,
-            scene=scene.path.stem,
-            model=model,
-        )
-        for regions in traced.regions(entry.id)
-    )
-    return write_features(
-        path,
-        batches,
-        crs=scene.crs,
-        pixel_size=ground_pixel(scene.transform, scene.crs),
-        format=format,
-        layer=entry.name,
-    )
-
-
-def export_features(
-    raster: str | Path,
-    output: str | Path,
-    *,
-    class_name: str,
-    values: Mapping[str, int] | None = None,
-    min_area: float = 0.0,
-    min_hole: float = 0.0,
-    simplify: float = 0.0,
-    format: str | None = None,
-    assume_crs: str | None = None,
-    workers: int | None = None,
-    overwrite: bool = False,
-) -> int:
-    """Vectorise one class of a mask or score raster, geounet's or another tool's.
-
-    Args:
-        raster: a GeoTIFF of class values, or of uint8 scores that geounet wrote.
-        output: the vector file; its suffix says the format unless ``format`` does.
-        class_name: the class wanted.
-        values: class name -> pixel value, for rasters that carry no class names.
-        min_area: square metres; smaller features are dropped.
-        min_hole: square metres; smaller holes are filled.
-        simplify: metres that an outline may move.
-        format: geojson, geoparquet, gpkg or fgb.
-        assume_crs: CRS of a raster that names none.
-        workers: blocks traced at once.
-        overwrite: replace ``output`` if it is there.
-
-    Returns:
-        How many features were written; none is a valid answer, and a valid file.
-
-    Raises:
-        RasterError: the raster cannot be read, or holds neither classes nor scores.
-        ConfigError: no such class, format or value.
-        OutputError: the output exists or cannot be written.
-    """
-    output = Path(output).absolute()
-    chosen = format_of(format or output)
-    if output.is_dir():
-        raise OutputError(f"{output} is a folder; give the name of a file")
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output} exists; replace it with --overwrite")
-    labels = open_labels(raster, values=values, assume_crs=assume_crs)
-    entry = labels.table[class_name]
-    check_no_nodata(labels, entry)
-    if not output.parent.is_dir():
-        raise OutputError(
-            f"there is no folder {output.parent} to write {output.name} in"
-        )
-    staging = output.with_name(f".{output.name}.parts")
-    try:
-        staging.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror}") from error
-    try:
-        with connect(workers=workers or 2) as client:
-            traced = trace_mask(
-                labels, classes=[entry.id], folder=staging, run=partial(_run, client)
-            )
-        return write_class(
-            output,
-            traced,
-            entry,
-            scene=labels.scene,
-            rule=FeatureRule(min_area=min_area, min_hole=min_hole, simplify=simplify),
-            scored=labels.scores,
-            model=None,
-            format=chosen,
-        )
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def check_no_nodata(labels: RasterLabels, entry: ClassEntry) -> None:
-    """Refuse a class whose value the raster itself calls nodata.
-
-    Raises:
-        RasterError: it does.
-    """
-    wanted = labels.value_of(entry)
-    if labels.scene.masked_by == "nodata" and wanted in labels.scene.nodata_values:
-        raise RasterError(
-            f"{labels.scene.path.name} says that {wanted} is nodata, so it cannot be "
-            f"{entry.name}; take that back with gdal_edit.py -unsetnodata"
-        )
-
-
-def open_labels(
-    raster: str | Path,
-    *,
-    values: Mapping[str, int] | None = None,
-    assume_crs: str | None = None,
-) -> RasterLabels:
-    """Open a mask or score raster with its class names.
-
-    Raises:
-        RasterError: the raster cannot be read, holds fractions, or names no classes.
-    """
-    scene = Scene.open(raster, assume_crs=assume_crs, collar=False)
-    if scene.dtype.startswith("float"):
-        raise RasterError(
-            f"{scene.path.name} has {scene.dtype} pixels; wanted whole class values or "
-            "geounet's uint8 scores; threshold it first"
-        )
-    if values:
-        return _foreign_labels(scene, values)
-    tags = read_tags(scene.path)
-    if CLASSES_TAG not in tags:
-        raise RasterError(
-            f"{scene.path.name} carries no class names; say which value is which "
-            "class, for instance --values building=1,road=2"
-        )
-    table = ClassTable.from_tag(tags[CLASSES_TAG])
-    return RasterLabels(scene=scene, table=table, scores=SCALE_TAG in tags)
-
-
-def _foreign_labels(scene: Scene, values: Mapping[str, int]) -> RasterLabels:
-    """Read a raster by the values that somebody says its classes have."""
-    table = ClassTable.of_names(values)
-    return RasterLabels(scene=scene, table=table, values=tuple(values.values()))
 
 
 # --- the receipt ------------------------------------------------------------------

@@ -11,17 +11,25 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from geounet.blending import check_overlap
+from geounet.centrelines import LineRule
 from geounet.classes import ClassEntry, ClassTable
 from geounet.errors import ConfigError, CRSError, ModelError
-from geounet.export import FORMATS, format_of
+from geounet.formats import FORMATS, format_of
 from geounet.inference import Engine, best_precision, resolve_device
 from geounet.model import (
     DEFAULT_MODEL,
@@ -31,6 +39,7 @@ from geounet.model import (
     select_bands,
     sha256_of,
 )
+from geounet.outlining import FeatureRule
 from geounet.raster import Scene, available_cores
 from geounet.recipes import checked, find_recipe, read_table
 from geounet.tiling import TileGrid
@@ -54,14 +63,62 @@ class _Table(BaseModel):
 
 
 class FeatureTable(_Table):
-    """``[features.NAME]``: how one class becomes features."""
+    """``[features.NAME]``: how one class becomes features.
+
+    Polygons or lines: the keys of the other kind are refused, not ignored.
+    """
+
+    geometry: Literal["polygon", "line"] = "polygon"
+    """Areas as they are, or the centrelines of what is long and narrow."""
 
     min_area: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Square metres; smaller features are dropped."""
     min_hole: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Square metres; smaller holes are filled."""
     simplify: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Metres that an outline may move."""
+    """Metres that an outline may move; neighbours stay neighbours."""
+    smooth: bool = False
+    """Round the steps of outlines, within half a pixel."""
+    regularize: bool = False
+    """Square outlines, as those of buildings."""
+    connectivity: Literal[4, 8] = 4
+    """8 makes one feature of what touches at corners."""
+
+    max_width: float = Field(60.0, gt=0, allow_inf_nan=False)
+    """Metres; what is wider is a square and has no centreline."""
+    min_length: float = Field(20.0, ge=0, allow_inf_nan=False)
+    """Metres; shorter networks are dropped."""
+    gap: float = Field(12.0, ge=0, allow_inf_nan=False)
+    """Metres; longest gap between two ends that is bridged."""
+    gap_aligned: float = Field(40.0, ge=0, allow_inf_nan=False)
+    """The same where the ends head for each other."""
+    through: tuple[str, ...] = ("vegetation",)
+    """Classes that may hide a line: others veto a bridge across them."""
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        wrong = OF_LINES if self.geometry == "polygon" else OF_POLYGONS
+        if odd := sorted(self.model_fields_set & wrong):
+            raise ValueError(f"{odd[0]} says nothing about geometry {self.geometry!r}")
+        try:
+            self.rule()
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def rule(self) -> FeatureRule | LineRule:
+        """Return the rule for polygons or for lines.
+
+        Raises:
+            ConfigError: two keys contradict each other.
+        """
+        if self.geometry == "polygon":
+            return FeatureRule(**self.model_dump(include=OF_POLYGONS))
+        return LineRule(**self.model_dump(include=OF_LINES - {"through"}))
+
+
+OF_POLYGONS = {field.name for field in fields(FeatureRule)}
+OF_LINES = {"max_width", "min_length", "gap", "gap_aligned", "through"}
 
 
 class Recipe(_Table):
@@ -144,7 +201,8 @@ class Recipe(_Table):
             ConfigError: an option has a value that is not allowed.
         """
         given = {key: value for key, value in options.items() if value is not None}
-        return checked(Recipe, self.model_dump() | given, source="options")
+        set_before = self.model_dump(exclude_unset=True)
+        return checked(Recipe, set_before | given, source="options")
 
     def deciding(self) -> dict[str, Any]:
         """Return what decides a result, apart from what the engine says of it.
@@ -219,12 +277,27 @@ class Plan:
     @property
     def outputs(self) -> dict[str, Path]:
         """Every file that the run leaves, by role, the receipt apart."""
-        suffix = FORMATS[self.recipe.format].suffix
         files = {"mask": self.path("_mask.tif")}
         if self.recipe.scores:
             files["scores"] = self.path("_scores.tif")
-        files |= {name: self.path(f"_{name}{suffix}") for name in self.featured.names}
+        suffix = FORMATS[self.recipe.format].suffix
+        for name in self.featured.names:
+            files |= {
+                role: self.path(f"_{role}{suffix}") for role in self.roles_of(name)
+            }
         return files | {"preview": self.path("_preview.png")}
+
+    @property
+    def tables(self) -> dict[str, FeatureTable]:
+        """How each class that is written becomes features."""
+        features = self.recipe.features
+        return {n: features.get(n, FeatureTable()) for n in self.featured.names}
+
+    def roles_of(self, name: str) -> list[str]:
+        """Return the roles of a class's files: lines have nodes, here or in a layer."""
+        lines = self.tables[name].geometry == "line"
+        apart = lines and not FORMATS[self.recipe.format].layers
+        return [name, f"{name}_nodes"] if apart else [name]
 
     @property
     def staging(self) -> Path:

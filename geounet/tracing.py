@@ -353,11 +353,11 @@ def _vertices_path(folder: Path) -> Path:
 
 
 def _trace_path(folder: Path, level: int, row: int, col: int) -> Path:
-    return folder / f"open-{level}-{row:05d}-{col:05d}"
+    return folder / f"open-{level}-{row:05d}-{col:05d}.trace"
 
 
 def _closed_path(folder: Path, band: int, level: int, row: int, col: int) -> Path:
-    return folder / f"closed-{band:05d}-{level}-{row:05d}-{col:05d}"
+    return folder / f"closed-{band:05d}-{level}-{row:05d}-{col:05d}.trace"
 
 
 def _closed_paths(folder: Path, band: int) -> list[Path]:

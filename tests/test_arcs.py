@@ -29,7 +29,8 @@ def blobs(seed: int, size: int = 60, values: int = 4) -> Mask:
         ndimage.gaussian_filter(rng.normal(size=(size, size)), 1 + seed % 4)
         for _ in range(values)
     ]
-    return np.argmax(heights, axis=0).astype(np.uint8)
+    mask: Mask = np.argmax(heights, axis=0).astype(np.uint8)
+    return mask
 
 
 def vertex_map(mask: Mask, size: int = 1 << 20) -> VertexMap:

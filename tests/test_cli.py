@@ -16,8 +16,9 @@ from click.testing import CliRunner, Result
 from geounet import __version__
 from geounet.archive import run_archive
 from geounet.cli import main
-from geounet.pipeline import export_features, run
+from geounet.pipeline import run
 from geounet.unet import UNet
+from geounet.vectors import export_features
 from tests.conftest import WriteRaster
 from tests.scenes import save_tiny, textured
 

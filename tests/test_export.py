@@ -22,27 +22,30 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from geounet import export
+from geounet import files, geoparquet
+from geounet.centrelines import RoadGraph
 from geounet.errors import ConfigError, CRSError, OutputError
-from geounet.export import (
-    FORMATS,
-    FeatureRule,
-    Features,
+from geounet.export import build_features, build_lines
+from geounet.features import LINES, POLYGONS, Features
+from geounet.files import write_features
+from geounet.formats import FORMATS, format_of
+from geounet.ground import (
     Outlines,
-    build_features,
-    coordinate_decimals,
-    format_of,
     geodesic_area,
     ground_pixel,
     on_ground,
-    write_features,
 )
+from geounet.outlining import FeatureRule, outlined
+from geounet.rfc7946 import coordinate_decimals, fit, rounded
 from geounet.vectorize import polygonize
+from tests.test_arcs import vertex_map
 
 GEOD = pyproj.Geod(ellps="WGS84")
 UTM33 = "EPSG:32633"
 GRID = Affine(2, 0, 500_000, 0, -2, 5_000_000)
-COLUMNS = ["class", "area_m2", "score_mean", "scene", "model", "geometry"]
+NUMBERS = [column.name for column in POLYGONS.columns]
+EDGE, INSIDE = {"touches_edge": np.ones(1)}, {"touches_edge": np.zeros(1)}
+COLUMNS = ["class", *NUMBERS, "scene", "model", "geometry"]
 
 # a corner for each CRS, and metres per unit there
 PLACES: dict[str, tuple[float, float, float]] = {
@@ -85,13 +88,21 @@ def features(
     transform: Affine = GRID,
     scores: NDArray[np.uint8] | None = None,
     score_scale: float | None = None,
-    **rule: float,
+    **rule: Any,
 ) -> Features:
-    return build_features(
-        polygonize(mask, classes=[1], scores=scores),
+    regions = polygonize(mask, classes=[1], scores=scores)
+    (found,) = outlined(
+        [(regions, None)],
+        FeatureRule(**rule),
         transform=transform,
         crs=crs,
-        rule=FeatureRule(**rule),
+        shape=(mask.shape[0], mask.shape[1]),
+        vertices=vertex_map(mask),
+    )
+    return build_features(
+        *found,
+        transform=transform,
+        crs=crs,
         class_name="building",
         score_scale=score_scale,
         scene="scene",
@@ -101,8 +112,7 @@ def features(
 def frame_of(batch: Features, crs: Any = UTM33) -> gpd.GeoDataFrame:
     columns = {
         "class": batch.class_name,
-        "area_m2": batch.area_m2,
-        "score_mean": batch.score_mean,
+        **{column.name: batch.rounded(column) for column in POLYGONS.columns},
         "scene": batch.scene,
         "model": batch.model,
     }
@@ -123,8 +133,7 @@ def drawn(*polygons: shapely.Polygon, crs: Any = UTM33, metres: float = 2) -> Fe
         class_name="drawn",
         scene=None,
         model=None,
-        area_m2=np.arange(count, dtype=np.float64),
-        score_mean=np.full(count, np.nan),
+        columns=dict.fromkeys(NUMBERS, np.arange(count, dtype=np.float64)),
         outlines=ground.outlines,
         lonlat=ground.lonlat,
     )
@@ -170,7 +179,8 @@ def assert_rfc7946(collection: dict[str, Any]) -> None:
 @pytest.mark.parametrize("key", FORMATS)
 def test_a_format_goes_by_its_name_or_its_suffix(key: str) -> None:
     assert format_of(key) == key
-    assert format_of(Path("some.where") / f"x{FORMATS[key].suffix.upper()}") == key
+    for suffix in (FORMATS[key].suffix, *FORMATS[key].others):
+        assert format_of(Path("some.where") / f"x{suffix.upper()}") == key
 
 
 @pytest.mark.parametrize(
@@ -185,7 +195,7 @@ def test_an_unknown_format_is_refused_with_the_nearest(name: str, close: str) ->
 @pytest.mark.parametrize("name", ["min_area", "min_hole", "simplify"])
 def test_a_rule_refuses_what_is_no_length(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=name):
-        FeatureRule(**{name: value})
+        FeatureRule(**{name: value})  # type: ignore[arg-type]
 
 
 # Outlines ------------------------------------------------------------------------
@@ -429,6 +439,72 @@ def test_coordinates_off_the_map_are_refused() -> None:
         framed(ellipse(), transform=Affine(2, 0, 1e12, 0, -2, 1e12))
 
 
+def test_outlines_in_groups_are_features_of_several_polygons() -> None:
+    mask = np.array([[1, 0, 1], [0, 1, 0]], np.uint8)
+    regions = polygonize(mask, classes=[1])
+    found = build_features(
+        regions,
+        objects=np.array([0, 2, 3]),
+        transform=GRID,
+        crs=UTM33,
+        class_name="building",
+    )
+    first, second = found.outlines.geometries()
+    assert [part.area for part in first.geoms] == [4, 4]
+    assert len(second.geoms) == 1
+    assert found.columns["area_m2"][0] == pytest.approx(8 / 0.9996**2, rel=1e-6)
+    assert found.columns["perimeter_m"][0] == pytest.approx(16 / 0.9996, rel=1e-6)
+    assert found.slack > 0
+
+
+def test_what_ends_with_the_imagery_touches_its_edge() -> None:
+    mask = np.zeros((5, 5), np.uint8)
+    mask[0, 0] = mask[2, 2] = mask[3, 4] = 1
+    assert framed(mask).touches_edge.tolist() == [True, False, True]
+
+
+def test_the_highest_score_is_that_of_a_pixel() -> None:
+    mask = np.array([[1, 1, 0, 1]], np.uint8)
+    scores = np.array([[254, 127, 99, 127]], np.uint8)
+    frame = framed(mask, scores=scores, score_scale=1 / 254)
+    assert frame.score_max.tolist() == [1.0, 0.5]
+
+
+def test_centrelines_are_measured_in_metres() -> None:
+    graph = RoadGraph(
+        node_id=np.array([3, 70]),
+        node_xy=np.array([[3.5, 0.5], [3.5, 100.5]]),
+        degree=np.array([1, 1]),
+        ends=np.array([[0, 1]]),
+        coords=np.array([[3.5, 0.5], [3.5, 50.5], [3.5, 100.5]]),
+        offsets=np.array([0, 3]),
+        width=np.array([[4.0, 3.0, 5.0]]),
+        score=np.array([127.0]),
+        bridged=np.array([0.25]),
+    )
+    edges, nodes = build_lines(
+        graph, transform=GRID, crs=UTM33, class_name="road", score_scale=1 / 254
+    )
+    row = {c.name: edges.rounded(c).tolist()[0] for c in LINES.columns}
+    assert row == {
+        "length_m": round(200 / 0.9996, 2),
+        "width_mean_m": 8.0,
+        "width_min_m": 6.0,
+        "width_max_m": 10.0,
+        "score_mean": 0.5,
+        "bridged": 0.25,
+        "from_node": 3,
+        "to_node": 70,
+    }
+    (line,) = edges.outlines.geometries()
+    assert line.wkt == "LINESTRING (500007 4999999, 500007 4999899, 500007 4999799)"
+    assert [point.wkt for point in nodes.outlines.geometries()] == [
+        "POINT (500007 4999999)",
+        "POINT (500007 4999799)",
+    ]
+    assert nodes.columns["degree"].tolist() == [1, 1]
+
+
 # GeoJSON -------------------------------------------------------------------------
 
 
@@ -465,9 +541,11 @@ def test_any_mask_is_valid_after_rounding(
     transform = grid(crs, metres)
     batch = features(mask, crs=crs, transform=transform, simplify=simplify * metres)
     decimals = coordinate_decimals(ground_pixel(transform, crs))
-    moved = export._rfc7946(batch.lonlat, decimals)
-    assert shapely.is_valid(moved).all()
-    assert not shapely.is_empty(moved).any()
+    fitted = fit(batch.lonlat, decimals, slack=batch.slack)
+    moved = fitted.outlines._replace(xy=rounded(fitted.outlines.xy, decimals))
+    assert shapely.is_valid(moved.geometries()).all()
+    assert not moved.misdirected().any()
+    assert fitted.kept.tolist() == list(range(len(batch)))
 
 
 def test_decimals_that_look_like_noise_are_kept(tmp_path: Path) -> None:
@@ -499,7 +577,7 @@ def test_geojson_satisfies_an_independent_validator(tmp_path: Path) -> None:
     assert not geojson_validator.validate_geometries(collection)["invalid"]
 
 
-def test_geojson_says_class_area_score_scene_and_model(tmp_path: Path) -> None:
+def test_geojson_says_what_the_layout_does(tmp_path: Path) -> None:
     collection = written(tmp_path / "x.geojson", features(ellipse()))
     (feature,) = collection["features"]
     assert list(feature["properties"]) == COLUMNS[:-1]
@@ -507,26 +585,38 @@ def test_geojson_says_class_area_score_scene_and_model(tmp_path: Path) -> None:
     assert collection["name"] == "x"
 
 
-@pytest.mark.parametrize("number", [0.0, 1e-5, 0.1, 1234.5, 1e16, 1 / 3, math.nan])
+@pytest.mark.parametrize("number", [0.0, -1e-9, 1e-5, 0.1, 1234.5, 1e13, 1 / 3])
 @pytest.mark.parametrize("text", [None, 'Zürich "3"\n\\', "{0} %s"])
-def test_properties_are_as_json_writes_them(
+def test_properties_are_rounded_and_escaped(
     tmp_path: Path, number: float, text: str | None
 ) -> None:
-    numbers = np.array([number])
     batch = dataclasses.replace(
         features(ellipse()),
         class_name=text or "",
         scene=text,
-        area_m2=numbers,
-        score_mean=numbers,
+        columns=dict.fromkeys(NUMBERS, np.array([number]))
+        | {"touches_edge": np.ones(1)},
     )
     path = tmp_path / "x.geojson"
     write_features(path, [batch], crs=UTM33, pixel_size=2)
-    value = None if math.isnan(number) else number
-    row = dict(zip(COLUMNS, [text or "", value, value, text, None], strict=False))
-    wanted = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+    rounded = [round(number, column.decimals) + 0.0 for column in POLYGONS.columns]
+    values = [text or "", *rounded[:-1], True, text, None]
+    row = dict(zip(COLUMNS[:-1], values, strict=True))
     line = path.read_text(encoding="utf-8").splitlines()[1]
-    assert line.startswith('{"type":"Feature","properties":' + wanted + ',"geometry":{')
+    (found,) = json.loads(path.read_text(encoding="utf-8"))["features"]
+    assert list(found["properties"].items()) == list(row.items())
+    words = json.dumps(text, ensure_ascii=False)
+    assert f'"scene":{words},"model":null}},"geometry":{{' in line
+    assert "-0" not in line.partition('"geometry"')[0]
+
+
+def test_numbers_that_are_not_known_are_null(tmp_path: Path) -> None:
+    missing = {name: np.array([np.nan]) for name in NUMBERS} | {
+        "touches_edge": np.zeros(1)
+    }
+    batch = dataclasses.replace(features(ellipse()), columns=missing)
+    (feature,) = written(tmp_path / "x.geojson", batch)["features"]
+    assert [feature["properties"][name] for name in NUMBERS] == [None] * 4 + [False]
 
 
 @pytest.mark.parametrize(
@@ -583,7 +673,7 @@ def test_what_crosses_the_antimeridian_is_cut(tmp_path: Path, crs: str, x: int) 
     assert sorted({part.bounds[0] == -180 for part in parts}) == [False, True]
     assert max(part.bounds[2] for part in parts) == 180
     area = sum(GEOD.geometry_area_perimeter(part)[0] for part in parts)
-    assert area == pytest.approx(batch.area_m2[0], rel=1e-6)
+    assert area == pytest.approx(batch.columns["area_m2"][0], rel=1e-6)
     dateline = shapely.box(-1, lat - 1, 1, lat + 1)
     joined = shapely.union_all(
         [
@@ -624,9 +714,9 @@ def test_a_region_around_a_pole_covers_it(tmp_path: Path, crs: str) -> None:
     assert shape.covers(shapely.Point(77, math.copysign(89.99, pole)))
     equal = f"+proj=laea +lat_0={pole} +datum=WGS84"
     projected = gpd.GeoSeries([shape], crs="OGC:CRS84").segmentize(0.05).to_crs(equal)
-    assert projected.area[0] == pytest.approx(batch.area_m2[0], rel=5e-3)
+    assert projected.area[0] == pytest.approx(batch.columns["area_m2"][0], rel=5e-3)
     exact = frame_of(batch, crs).geometry.segmentize(1000).to_crs(equal).area[0]
-    assert batch.area_m2[0] == pytest.approx(exact, rel=1e-6)
+    assert batch.columns["area_m2"][0] == pytest.approx(exact, rel=1e-6)
 
 
 def test_a_region_with_a_pole_in_its_hole_stays_a_ring(tmp_path: Path) -> None:
@@ -640,7 +730,7 @@ def test_a_region_with_a_pole_in_its_hole_stays_a_ring(tmp_path: Path) -> None:
     assert not shape.intersects(shapely.box(-180, 89.9, 180, 90))
     dense = frame_of(batch, "EPSG:3413").geometry.segmentize(100)
     equal = dense.to_crs("+proj=laea +lat_0=90 +datum=WGS84")
-    assert batch.area_m2[0] == pytest.approx(equal.area[0], rel=1e-6)
+    assert batch.columns["area_m2"][0] == pytest.approx(equal.area[0], rel=1e-6)
 
 
 def test_a_region_as_wide_as_the_world_is_not_taken_for_a_crossing(
@@ -672,7 +762,9 @@ def test_every_format_reads_back_as_it_was(tmp_path: Path, key: str) -> None:
     assert sorted(read.area_m2) == sorted(frame.area_m2)
     assert read.score_mean.tolist() == [0.5] * len(frame)
     assert read.model.isna().all()
-    if key in {"geoparquet", "gpkg"}:  # fgb sorts, geojson rounds
+    if key == "geoparquet":
+        assert sorted(read.to_wkb().geometry) == sorted(frame.to_wkb().geometry)
+    if key == "gpkg":  # fgb sorts, geojson rounds
         assert shapely.equals_exact(read.geometry.array, frame.geometry.array).all()
 
 
@@ -682,6 +774,9 @@ def test_no_features_are_a_valid_file(tmp_path: Path, key: str, frames: int) -> 
     path = tmp_path / f"x{FORMATS[key].suffix}"
     empty = features(np.zeros((3, 3), np.uint8), min_area=1, simplify=1)
     assert write_features(path, [empty] * frames, crs=UTM33, pixel_size=2) == 0
+    if key == "geojsonseq":  # no lines, and nothing that GDAL recognises
+        assert path.read_bytes() == b""
+        return
     read = gpd.read_parquet(path) if key == "geoparquet" else gpd.read_file(path)
     assert len(read) == 0
     assert read.crs is not None
@@ -693,7 +788,7 @@ def test_no_features_are_a_valid_file(tmp_path: Path, key: str, frames: int) -> 
 def test_neither_batches_nor_the_clock_change_a_byte(
     tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "_BATCH_ROWS", 1000)
+    monkeypatch.setattr(geoparquet, "GROUP_BYTES", 2**20)
     regions = polygonize(salt(280), classes=[1])
     assert len(regions) > 4000
     cuts = [0, 1, 999, 1000, 1000, 3700, len(regions)]
@@ -704,7 +799,6 @@ def test_neither_batches_nor_the_clock_change_a_byte(
                 regions.select(np.arange(*span)),
                 transform=GRID,
                 crs=UTM33,
-                rule=FeatureRule(),
                 class_name="building",
             )
             for span in itertools.pairwise(ends)
@@ -720,11 +814,18 @@ def test_features_are_the_same_whatever_batch_they_came_in() -> None:
     regions = polygonize(salt(), classes=[1])
 
     def build(keep: NDArray[np.intp]) -> gpd.GeoDataFrame:
-        batch = build_features(
-            regions.select(keep),
+        (found,) = outlined(
+            [(regions.select(keep), None)],
+            FeatureRule(min_area=1, min_hole=1, simplify=1),
             transform=grid("EPSG:3857", 1),
             crs="EPSG:3857",
-            rule=FeatureRule(min_area=1, min_hole=1, simplify=1),
+            shape=(48, 48),
+            vertices=vertex_map(salt()),
+        )
+        batch = build_features(
+            *found,
+            transform=grid("EPSG:3857", 1),
+            crs="EPSG:3857",
             class_name="water",
             score_scale=1,
         )
@@ -799,8 +900,9 @@ def test_geoparquet_says_what_readers_need(tmp_path: Path) -> None:
     assert pyproj.CRS.from_json_dict(column["crs"]) == UTM33
     assert column["bbox"] == frame.total_bounds.tolist()
     boxes = file.read(["bbox"]).column("bbox").to_pylist()
+    read = gpd.read_parquet(path).bounds
     assert [tuple(box.values()) for box in boxes] == list(
-        frame.bounds.itertuples(index=False, name=None)
+        read.itertuples(index=False, name=None)
     )
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
     west, south = frame.total_bounds[:2]
@@ -811,7 +913,7 @@ def test_geoparquet_says_what_readers_need(tmp_path: Path) -> None:
 def test_a_large_geoparquet_has_groups_of_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "_BATCH_ROWS", 100)
+    monkeypatch.setattr(geoparquet, "GROUP_BYTES", 2**17)
     path = tmp_path / "x.parquet"
     count = write_features(path, [features(salt())], crs=UTM33, pixel_size=2)
     assert pq.read_metadata(path).num_row_groups == math.ceil(count / 100)
@@ -824,7 +926,7 @@ def test_a_large_geoparquet_has_groups_of_rows(
 def test_a_failure_midway_leaves_the_old_file_alone(
     tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "_BATCH_ROWS", 10)
+    monkeypatch.setattr(geoparquet, "GROUP_BYTES", 10_000)
     path = tmp_path / f"x{FORMATS[key].suffix}"
     path.write_bytes(b"old")
 
@@ -852,18 +954,19 @@ def test_a_file_that_came_out_short_is_not_a_success(
     tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / f"x{FORMATS[key].suffix}"
-    count = export._count
-    monkeypatch.setattr(export, "_count", lambda *args: count(*args) - 1)
+    count = files._count
+    monkeypatch.setattr(files, "_count", lambda *args: count(*args) - 1)
     with pytest.raises(OutputError, match="holds 0 features instead of 1"):
         write_features(path, [features(ellipse())], crs=UTM33, pixel_size=2)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_truncated_geojson_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "x.geojson"
+@pytest.mark.parametrize("key", ["geojson", "geojsonseq"])
+def test_a_truncated_geojson_is_noticed(tmp_path: Path, key: str) -> None:
+    path = tmp_path / f"x{FORMATS[key].suffix}"
     write_features(path, [features(salt())], crs=UTM33, pixel_size=2)
     path.write_bytes(path.read_bytes()[:-20])
-    assert export._count(path, "geojson") == -1
+    assert files._count(path, key, "x") == -1
 
 
 def test_a_name_with_a_pattern_in_it_is_only_a_name(tmp_path: Path) -> None:

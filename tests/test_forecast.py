@@ -17,8 +17,8 @@ import pytest
 
 from geounet import forecast as module
 from geounet import pipeline
-from geounet.export import FORMATS
 from geounet.forecast import Forecast, _Scoring, _spread, _tiles_of, _Writing, forecast
+from geounet.formats import FORMATS
 from geounet.planning import Plan, Recipe, plan
 from geounet.stitching import Parts
 from geounet.tiling import Tile
@@ -55,8 +55,9 @@ def staged(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     sizes: Counter[str] = Counter()
 
     def rmtree(path: Path, **options: Any) -> None:
-        for file in Path(path).glob("*-*.np?") if str(path).endswith(".parts") else ():
-            sizes[file.name.partition("-")[0]] += file.stat().st_size
+        for file in Path(path).glob("*-*.*") if str(path).endswith(".parts") else ():
+            kind = "trace" if file.suffix == ".trace" else file.name.partition("-")[0]
+            sizes[kind] += file.stat().st_size
         remove(path, **options)
 
     remove = shutil.rmtree

@@ -19,9 +19,10 @@ from geounet import pipeline, planning
 from geounet.classes import CLASSES_TAG, NODATA, ClassTable, classify
 from geounet.errors import ConfigError, ModelError, OutputError, RasterError
 from geounet.model import sha256_of
-from geounet.pipeline import Result, export_features, run
+from geounet.pipeline import Result, run
 from geounet.planning import Recipe, plan
 from geounet.tracing import trace_mask
+from geounet.vectors import export_features
 from tests.conftest import WriteRaster
 from tests.scenes import save_tiny, textured
 

@@ -64,8 +64,8 @@ def test_a_recipe_runs_and_does_what_it_says(
     result = run(scene, tmp_path / "out", pipeline=name, model=str(model))
     classes = recipe.classes or ("building", "road", "water")
     suffix = {"geojson": ".geojson", "geoparquet": ".parquet"}[recipe.format]
-    table = ClassTable.from_tag(read_tags(result.outputs["mask"])[CLASSES_TAG])
-    assert table.names == classes
+    kept = ClassTable.from_tag(read_tags(result.outputs["mask"])[CLASSES_TAG])
+    assert kept.names == classes
     for cls in classes:
         path = result.outputs[cls]
         assert path.suffix == suffix
@@ -73,8 +73,14 @@ def test_a_recipe_runs_and_does_what_it_says(
         found = read(path)
         assert len(found) == result.features[cls] > 0
         assert found.is_valid.all()
-        # an outline that is simplified may lose a little of the area it was kept for
-        assert found.area_m2.min() > 0.5 * recipe.features[cls].min_area
+        table = recipe.features[cls]
+        if table.geometry == "line":
+            assert (found.geom_type == "LineString").all()
+            nodes = read(result.outputs[f"{cls}_nodes"])
+            ends = {*found.from_node, *found.to_node}
+            assert ends == {*nodes.node}
+        else:  # a drawn outline may lose a little of the area it was kept for
+            assert found.area_m2.min() > 0.5 * table.min_area
 
 
 def test_a_recipe_runs_over_an_archive(
@@ -131,7 +137,7 @@ def test_the_training_recipe_trains(
     [
         ("classes =", "clases =", r"unknown key clases; did you mean 'classes'\?"),
         ("min_hole", "min_whole", r"features\.building\.min_whole; did .*'min_hole'\?"),
-        ("= 0.4 ", "= -1 ", r"features\.building\.simplify: .* greater .*, got -1"),
+        ("= 12.0 ", "= -1 ", r"features\.building\.min_area: .* greater .*, got -1"),
         ('["building"]', "3", "classes: .*, got 3"),
         ("[features.building]", "[features.building", "is not TOML"),
         ('"geojson"\n', '"geojson"\nxyzzy = 1\n', "unknown key xyzzy; known: model, "),

@@ -1,0 +1,466 @@
+"""Features become files that others read: each whole or not at all.
+
+Features stream from batches into one file, and no more than a piece of a batch is
+turned into text or binary at a time. What a file is like does not depend on the
+batches. docs/formats.md says what is in it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pyproj
+
+from geounet.errors import ConfigError, GeounetError, OutputError
+from geounet.features import NUMBER, POLYGONS, TRUTH, WHOLE, Features, Layout
+from geounet.formats import FORMATS, format_of
+from geounet.geojson import FEATURE, Numbers, dumps, feature_texts
+from geounet.geoparquet import BBOX, GEOMETRY, group_ends, joined, write_geoparquet
+from geounet.ground import Outlines, map_crs, project
+from geounet.raster import replacing
+from geounet.rfc7946 import Fitted, coordinate_decimals, fit
+from geounet.wkb import to_wkb
+
+Part = TypeVar("Part", bound=Sized)
+
+_ARROW = {NUMBER: pa.float64(), WHOLE: pa.int64(), TRUTH: pa.bool_()}
+_TEXT = {"geojson", "geojsonseq"}
+_READ = 2**20
+"""Bytes read at once to count features."""
+
+_CLOCK = threading.Lock()
+"""Held by the one thread whose file GDAL may date 1970."""
+
+_OUTPUT_ERRORS = (pa.ArrowException, OSError)
+
+
+class Layer(NamedTuple):
+    """What goes into one layer of a file."""
+
+    layout: Layout
+    batches: Iterable[Features]
+    """With outlines in the CRS of the file; read once, one at a time. None at all, or
+    empty ones, give a valid empty layer."""
+
+
+def write_features(
+    path: str | Path,
+    batches: Iterable[Features],
+    *,
+    crs: Any,
+    pixel_size: float,
+    layout: Layout = POLYGONS,
+    format: str | None = None,
+    layer: str | None = None,
+) -> int:
+    """Write features to one file, whole or not at all.
+
+    GeoJSON follows RFC 7946: WGS 84 longitude and latitude, no ``crs`` member,
+    exteriors counterclockwise, cut at the antimeridian, valid after rounding; as a
+    collection, or as a feature a line. The other formats stay in ``crs``, each feature
+    as it is; GeoParquet is 1.1 with ``covering.bbox``. The bytes depend on the features
+    and the versions of the libraries only; GeoPackage's timestamp is fixed to 1970.
+
+    Args:
+        path: the file; replaced if it exists.
+        batches: as in `Layer`.
+        crs: of the outlines.
+        pixel_size: metres (`ground_pixel`); decides the decimals of GeoJSON.
+        layout: what the features have in common.
+        format: a key of `FORMATS`; None goes by the suffix of ``path``.
+        layer: name of the layer; None takes the stem of ``path``.
+
+    Returns:
+        How many features were written and counted in the finished file.
+
+    Raises:
+        ConfigError: no such format.
+        CRSError: GeoJSON, and ``crs`` has no known relation to WGS 84.
+        OutputError: the file cannot be written, or came out short.
+    """
+    path = Path(path)
+    name = layer if layer is not None else path.stem
+    counts = write_layers(
+        path,
+        {name: Layer(layout, batches)},
+        crs=crs,
+        pixel_size=pixel_size,
+        format=format,
+    )
+    return counts[name]
+
+
+def write_layers(
+    path: str | Path,
+    layers: Mapping[str, Layer],
+    *,
+    crs: Any,
+    pixel_size: float,
+    format: str | None = None,
+) -> dict[str, int]:
+    """Write layers to one file, all of them or none; see `write_features`.
+
+    Returns:
+        How many features each has.
+
+    Raises:
+        ConfigError: no such format, or it holds one layer and there are several.
+    """
+    path = Path(path)
+    key = format_of(format if format is not None else path)
+    if len(layers) != 1 and not FORMATS[key].layers:
+        able = ", ".join(name for name, form in FORMATS.items() if form.layers)
+        raise ConfigError(
+            f"{key} holds one layer a file, not {len(layers)}; write one file for "
+            f"each, or use {able}"
+        )
+    source = map_crs(crs)
+    if key in _TEXT:
+        project(np.empty((0, 2)), source)  # a CRS that will not do fails at once
+    decimals = coordinate_decimals(pixel_size)
+    streams = {name: _Stream(layer.batches) for name, layer in layers.items()}
+    counts = {}
+    with _written(path, streams.values()) as partial:
+        for name, (layout, _) in layers.items():
+            target = _Target(partial, layout, source, name, decimals)
+            counts[name] = _WRITERS[key](target, streams[name])
+            _verify(target, key, counts[name])
+    return counts
+
+
+class _Target(NamedTuple):
+    """Where features go, and what the file says of them."""
+
+    path: Path
+    layout: Layout
+    crs: pyproj.CRS
+    layer: str
+    decimals: int
+    """Of coordinates in degrees."""
+
+
+class _Stream(Generic[Part]):
+    """Parts on their way to a file.
+
+    An exception in a Python iterator does not survive Arrow's C interface, and is not
+    the file's fault, so it is kept here.
+    """
+
+    def __init__(self, parts: Iterable[Part]) -> None:
+        self._parts = parts
+        self.rows = 0
+        self.error: BaseException | None = None
+
+    def __iter__(self) -> Iterator[Part]:
+        try:
+            for part in self._parts:
+                yield part
+                self.rows += len(part)
+        except BaseException as error:
+            self.error = error
+            raise
+
+
+@contextmanager
+def _written(path: Path, streams: Iterable[_Stream[Any]]) -> Iterator[Path]:
+    """A temporary file beside ``path``, moved there if the body succeeds.
+
+    Raises:
+        OutputError: in place of what GDAL, Arrow or the file system raised.
+    """
+    with replacing(path) as partial:
+        try:
+            yield partial
+        except Exception as error:
+            _raise_first(streams)
+            if isinstance(error, _OUTPUT_ERRORS) and not isinstance(
+                error, GeounetError
+            ):
+                raise OutputError(
+                    f"cannot write {path}: {error}; check the folder, its "
+                    "permissions and the free space"
+                ) from error
+            raise
+        _raise_first(streams)
+
+
+def _raise_first(streams: Iterable[_Stream[Any]]) -> None:
+    """Raise what ended a stream early, if anything did."""
+    for stream in streams:
+        if stream.error is not None:
+            raise stream.error from None
+
+
+# Text ----------------------------------------------------------------------------
+
+
+def _write_collection(target: _Target, stream: _Stream[Features]) -> int:
+    """One FeatureCollection, with one feature a line.
+
+    Not by GDAL's driver: 3.12 takes the nines of 48.09999990 for noise and writes
+    48.1, a centimetre away, and takes thirty times as long.
+    """
+    with target.path.open("wb") as file:
+        name = dumps(target.layer)
+        file.write(f'{{"type":"FeatureCollection","name":{name},"features":['.encode())
+        count = _write_texts(file, target, stream, between=",\n")
+        file.write(b"\n]}\n")
+    return count
+
+
+def _write_lines(target: _Target, stream: _Stream[Features]) -> int:
+    """One feature a line and nothing around them, so that a reader can stream.
+
+    As newline-delimited GeoJSON, not with the record separators of RFC 8142: GDAL and
+    QGIS read both, and every tool that works by lines reads these.
+    """
+    with target.path.open("wb") as file:
+        count = _write_texts(file, target, stream, between="\n")
+        if count:
+            file.write(b"\n")
+    return count
+
+
+def _write_texts(
+    file: BinaryIO, target: _Target, stream: _Stream[Features], *, between: str
+) -> int:
+    """Write the text of features and what is between them; returns how many."""
+    count, skipped = 0, 1  # before the first feature comes only the line's end
+    for features in stream:
+        for piece in features.pieces():
+            fitted = fit(piece.lonlat, target.decimals, slack=piece.slack)
+            for text in _texts(target, piece, fitted, between):
+                file.write(text[skipped:])
+                skipped = 0
+            count += len(fitted.kept)
+    return count
+
+
+def _texts(
+    target: _Target, features: Features, fitted: Fitted, between: str
+) -> Iterator[memoryview]:
+    """Yield the text of the features that are left."""
+    xy, paths, parts, groups, kind = fitted.outlines
+    assert groups is not None  # which `fit` promises
+    return feature_texts(
+        xy=xy,
+        paths=paths,
+        parts=parts,
+        groups=groups,
+        multiple=fitted.multiple,
+        kind=kind,
+        decimals=target.decimals,
+        first=[("class", features.class_name)],
+        numbers=[
+            Numbers(c.name, features.rounded(c)[fitted.kept], c.decimals)
+            for c in target.layout.columns
+        ],
+        last=[("scene", features.scene), ("model", features.model)],
+        between=between,
+    )
+
+
+# Binary --------------------------------------------------------------------------
+
+
+def _schema(layout: Layout, *, bounded: bool = False) -> pa.Schema:
+    """The columns of a file, in their order; with bounds for GeoParquet."""
+    text = pa.string()
+    fields = {
+        "class": text,
+        **{column.name: _ARROW[column.kind] for column in layout.columns},
+        "scene": text,
+        "model": text,
+        GEOMETRY: pa.binary(),
+    }
+    return pa.schema(fields | ({"bbox": BBOX} if bounded else {}))
+
+
+def _record_batches(
+    stream: Iterable[Features], schema: pa.Schema, layout: Layout
+) -> Iterator[pa.RecordBatch]:
+    for features in stream:
+        for piece in features.pieces():
+            yield _record_batch(piece, schema, layout)
+
+
+def _record_batch(
+    features: Features, schema: pa.Schema, layout: Layout
+) -> pa.RecordBatch:
+    """Features as a table, geometry as WKB; NaN becomes null."""
+    outlines = features.outlines.directed()
+    if layout.grouped:
+        outlines = outlines.grouped()
+    names = {"class": features.class_name, "scene": features.scene}
+    names["model"] = features.model
+    columns: dict[str, Any] = {
+        name: pa.repeat(pa.scalar(value, pa.string()), len(features))
+        for name, value in names.items()
+    }
+    for column in layout.columns:
+        columns[column.name] = pa.array(features.rounded(column), from_pandas=True)
+    columns[GEOMETRY] = _binary(outlines)
+    if "bbox" in schema.names:
+        sides = [pa.array(side) for side in outlines.bounds().T]
+        columns["bbox"] = pa.StructArray.from_arrays(sides, fields=list(BBOX))
+    return pa.RecordBatch.from_arrays([columns[n] for n in schema.names], schema=schema)
+
+
+def _binary(outlines: Outlines) -> pa.Array:
+    """Outlines as an array of WKB."""
+    data, starts = to_wkb(**outlines._asdict())
+    buffers = [None, pa.py_buffer(starts.astype(np.int32)), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.binary(), outlines.size, buffers)
+
+
+def _write_parquet(target: _Target, stream: _Stream[Features]) -> int:
+    schema = _schema(target.layout, bounded=True)
+    rows = _Stream(_record_batches(stream, schema, target.layout))
+    write_geoparquet(
+        target.path,
+        rows,
+        schema,
+        geometry_type=target.layout.geometry_type,
+        crs=target.crs.to_json_dict(),
+    )
+    return rows.rows
+
+
+def _write_gdal(
+    target: _Target, stream: _Stream[Features], *, driver: str, **options: Any
+) -> int:
+    import pyogrio  # it loads pandas, of which GeoJSON has no need
+    from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
+
+    schema = _schema(target.layout)
+    batches = _record_batches(stream, schema, target.layout)
+    rows = _Stream(_regrouped(batches))
+    reader = pa.RecordBatchReader.from_batches(schema, iter(rows))
+    try:
+        with _clock_stopped():
+            pyogrio.write_arrow(
+                reader,
+                target.path,
+                layer=target.layer,
+                driver=driver,
+                geometry_name=GEOMETRY,
+                geometry_type=target.layout.geometry_type,
+                crs=target.crs.to_wkt(),
+                **options,
+            )
+    except (DataLayerError, DataSourceError, FeatureError) as error:
+        raise OSError(str(error)) from error
+    return rows.rows
+
+
+def _write_geopackage(target: _Target, stream: _Stream[Features]) -> int:
+    return _write_gdal(target, stream, driver="GPKG")
+
+
+def _write_flatgeobuf(target: _Target, stream: _Stream[Features]) -> int:
+    """With its index, for which GDAL first puts the features aside, on disk.
+
+    Under a name of its own: without the suffix the driver would make a folder.
+    """
+    beside = target.path.parent
+    with tempfile.TemporaryDirectory(dir=beside, prefix=target.path.stem) as folder:
+        inside = target._replace(path=Path(folder, "features.fgb"))
+        options = {"driver": "FlatGeobuf", "TEMPORARY_DIR": folder}
+        count = _write_gdal(inside, stream, **options)
+        inside.path.replace(target.path)
+    return count
+
+
+_WRITERS: dict[str, Callable[[_Target, _Stream[Features]], int]] = {
+    "geojson": _write_collection,
+    "geojsonseq": _write_lines,
+    "geoparquet": _write_parquet,
+    "gpkg": _write_geopackage,
+    "fgb": _write_flatgeobuf,
+}
+
+
+def _regrouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows, cut where rows alone decide, so that files are the same."""
+    held: list[pa.RecordBatch] = []
+    weight = 0
+    for batch in batches:
+        sizes = pc.binary_length(batch[GEOMETRY]).to_numpy()
+        *cuts, weight = group_ends(sizes, weight)
+        start = 0
+        for cut in cuts:
+            yield joined([*held, batch.slice(start, cut - start)])
+            start, held = cut, []
+        held.append(batch.slice(start))
+    if sum(map(len, held)):
+        yield joined(held)
+
+
+@contextmanager
+def _clock_stopped() -> Iterator[None]:
+    """Have GDAL write 1970 where it would write the present (GeoPackage does).
+
+    The option is the whole process's: a thread waits here until no other needs it.
+    """
+    import pyogrio
+
+    with _CLOCK:
+        before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
+        stopped = {"OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z"}
+        pyogrio.set_gdal_config_options(stopped)
+        try:
+            yield
+        finally:
+            pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": before})
+
+
+# Counting again ------------------------------------------------------------------
+
+
+def _verify(target: _Target, key: str, rows: int) -> None:
+    """Count the features of a finished file: a driver can lose a failed write.
+
+    Raises:
+        OutputError: the file holds another number than was sent to it.
+    """
+    found = _count(target.path, key, target.layer)
+    if found != rows:
+        raise OutputError(
+            f"{target.path} holds {found} features instead of {rows}; check the free "
+            "space"
+        )
+
+
+def _count(path: Path, key: str, layer: str) -> int:
+    if key == "geoparquet":
+        return int(pq.read_metadata(path).num_rows)
+    if key in _TEXT:
+        return _count_lines(path, end=b"]}\n" if key == "geojson" else b"\n")
+    import pyogrio
+
+    info = pyogrio.read_info(path, layer=layer, force_feature_count=True)
+    return int(info["features"])
+
+
+def _count_lines(path: Path, *, end: bytes) -> int:
+    """Features of a file with one a line; -1 if it does not end as it should.
+
+    A file of lines may be empty: then it ends as well as one that ends a line.
+    """
+    wanted = b"\n" + FEATURE.encode()
+    count, tail = 0, b"\n"
+    with path.open("rb") as file:
+        while block := file.read(_READ):
+            block = tail + block
+            count += block.count(wanted)
+            tail = block[1 - len(wanted) :]
+    return count if tail.endswith(end) else -1
