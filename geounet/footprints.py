@@ -30,6 +30,7 @@ main direction. Each polygon is fitted by itself: neighbours are the business of
 
 from __future__ import annotations
 
+import itertools
 import math
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
@@ -212,7 +213,9 @@ def regularize(
     return Fits(xy, offsets, polygon_offsets.copy(), kind)
 
 
-def overlaps(fitted: _Polygons, plain: _Polygons) -> NDArray[np.bool_]:
+def overlaps(
+    fitted: _Polygons, plain: _Polygons, *, moved: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
     """Return which footprints have to give way to their plain outlines.
 
     A footprint gives way if its interior meets that of another's footprint or plain
@@ -227,11 +230,18 @@ def overlaps(fitted: _Polygons, plain: _Polygons) -> NDArray[np.bool_]:
     Args:
         fitted: (n,) shapely polygons.
         plain: (n,) the same ones' outlines that fit each other.
+        moved: (n,) which footprints differ from their plain outlines, all by default;
+            two that do not need no look.
 
     Returns:
         (n,); the same for any order.
     """
     one, other = _neighbours(fitted, plain)
+    if moved is not None:
+        either = moved[one] | moved[other]
+        one, other = one[either], other[either]
+    meet = _in_touch(fitted, plain, one, other)
+    one, other = one[meet], other[meet]
     both = _meet_inside(fitted[one], fitted[other])
     both |= shapely.length(shapely.intersection(plain[one], plain[other])) > 0
     gives_way = np.zeros(len(fitted), dtype=np.bool_)
@@ -248,6 +258,19 @@ def _neighbours(fitted: _Polygons, plain: _Polygons) -> tuple[_Int64, _Int64]:
     boxes = shapely.box(*low.T, *high.T)
     one, other = shapely.STRtree(boxes).query(boxes)
     return one[one < other], other[one < other]
+
+
+def _in_touch(
+    fitted: _Polygons, plain: _Polygons, one: _Int64, other: _Int64
+) -> NDArray[np.bool_]:
+    """Return which pairs meet at all in one of their outlines: that is soon known."""
+    shapely.prepare(fitted)
+    shapely.prepare(plain)
+    meet = np.zeros(len(one), np.bool_)
+    for ours, theirs in itertools.product((fitted, plain), repeat=2):
+        left = ~meet
+        meet[left] = shapely.intersects(ours[one[left]], theirs[other[left]])
+    return meet
 
 
 def _meet_inside(ones: _Polygons, others: _Polygons) -> NDArray[np.bool_]:

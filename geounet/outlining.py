@@ -302,7 +302,7 @@ def _compared(held: _Held | None, fresh: _Held) -> _Held:
             np.concatenate([held.gives_way, fresh.gives_way]),
         )
     drawn = [part.geometries(_SCREEN) for part in (fresh.fitted, fresh.plain)]
-    meets = overlaps(*drawn)
+    meets = overlaps(*drawn, moved=~fresh.gives_way)
     return fresh._replace(gives_way=fresh.gives_way | meets)
 
 
