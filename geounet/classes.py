@@ -58,6 +58,11 @@ class ClassTable:
 
     def __post_init__(self) -> None:
         ids = [entry.id for entry in self.entries]
+        if len(ids) > NODATA - 1:
+            raise ConfigError(
+                f"{len(ids)} classes are more than the {NODATA - 1} that a mask can "
+                "hold; name only those you want"
+            )
         if not ids or min(ids) < 1 or max(ids) > NODATA - 1 or len(set(ids)) < len(ids):
             raise ConfigError(
                 f"class ids must be distinct and from 1 to {NODATA - 1}, got {ids}"

@@ -420,7 +420,10 @@ def export(
     """
     from geounet.vectors import export_features
 
-    count = export_features(raster, output, **options)
+    try:
+        count = export_features(raster, output, report=progress.report, **options)
+    finally:
+        progress.close()
     progress.say(f"{count} features -> {output}")
 
 

@@ -333,6 +333,12 @@ def merge(traces: Iterable[BlockTrace]) -> BlockTrace:
     )
 
 
+def compiled_modules() -> set[str]:
+    """Return the modules of geounet whose kernels numba has compiled here before."""
+    folder = Path(_sweep.stats.cache_path or ".")
+    return {file.name.split(".")[0] for file in folder.glob("*.nbi")}
+
+
 # -------------------------------------------------------------------- tracing one block
 
 

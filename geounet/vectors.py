@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,14 @@ from geounet.regions import Regions
 from geounet.roads import trace_roads
 from geounet.schedule import connect, run_tasks
 from geounet.tracing import Labels, RasterLabels, RunTasks, TracedMask, trace_mask
+from geounet.vectorize import compiled_modules
 
+log = logging.getLogger(__name__)
+
+NOISE = (10_000, 8)
+"""So many polygons of fewer pixels than that on average look like noise."""
+Report = Callable[[str, int, int], None]
+"""Told (stage, done, total) as the work goes on."""
 WORKERS = 2
 """Blocks that `export_features` traces at once: one is read while one is traced."""
 
@@ -78,6 +86,7 @@ def trace_classes(
         run: runs the tasks, here or on a cluster, in any order.
     """
     ground = scene.transform, scene.crs, (scene.height, scene.width)
+    _say_what_takes_long([tables[entry.name] for entry in entries])
     rules = {entry.name: tables[entry.name].rule() for entry in entries}
     polygons = {n: rule for n, rule in rules.items() if isinstance(rule, FeatureRule)}
     mask = trace_mask(
@@ -105,6 +114,20 @@ def trace_classes(
         if isinstance(rule := rules[entry.name], LineRule)
     }
     return Traced(mask=mask, graphs=graphs, tables=dict(tables))
+
+
+def _say_what_takes_long(tables: Iterable[FeatureTable]) -> None:
+    """Say that numba compiles, which it does once and then keeps."""
+    needed = {"regions", "vectorize"}
+    for table in tables:
+        if table.geometry == "line":
+            needed |= {"centrelines", "thinning"}
+        if table.simplify or table.smooth or table.regularize:
+            needed |= {"arcs"}
+        if table.regularize:
+            needed |= {"footprints"}
+    if needed - compiled_modules():
+        log.warning("compiling for this machine, once; it takes up to a minute")
 
 
 def write_class(
@@ -142,6 +165,7 @@ def write_class(
     if isinstance(rule, FeatureRule):
         others = [other.id for other in written if other != entry]
         found = _polygons(traced.mask, rule, entry.id, others, scene)
+        found = _watched(found, files[0].name)
         batches = (build_features(*batch, **facts) for batch in found)
         layout = MULTIPOLYGONS if rule.objects else POLYGONS
         layers = {entry.name: Layer(layout, batches)}
@@ -186,6 +210,23 @@ def _polygons(
     )
 
 
+def _watched(batches: Iterator[Outlined], name: str) -> Iterator[Outlined]:
+    """Pass polygons on, and say so in the end if they look like noise."""
+    count = pixels = 0
+    for batch in batches:
+        count += len(batch.regions)
+        pixels += int(batch.regions.area.sum())
+        yield batch
+    if count >= NOISE[0] and pixels < NOISE[1] * count:
+        log.warning(
+            "%s: %d polygons of %.1f pixels on average look like noise; drop the small "
+            "ones with min_area (--min-area)",
+            name,
+            count,
+            pixels / count,
+        )
+
+
 # --- the vector stage alone -------------------------------------------------------
 
 
@@ -199,6 +240,7 @@ def export_features(
     assume_crs: str | None = None,
     workers: int | None = None,
     overwrite: bool = False,
+    report: Report | None = None,
     **features: Any,
 ) -> int:
     """Vectorise one class of a mask or score raster, geounet's or another tool's.
@@ -212,6 +254,7 @@ def export_features(
         assume_crs: CRS of a raster that names none.
         workers: blocks traced at once.
         overwrite: replace ``output`` if it is there.
+        report: told (stage, done, total) as the work goes on.
         **features: how the class becomes features, fields of
             `geounet.planning.FeatureTable`; None leaves one as it is.
 
@@ -254,8 +297,10 @@ def export_features(
                 scene=labels.scene,
                 known=labels.table,
                 folder=staging,
-                run=partial(run_tasks, client=client),
+                run=_reported(partial(run_tasks, client=client), report),
             )
+        if report:
+            report("export", 0, 1)
         return write_class(
             files,
             traced,
@@ -267,6 +312,20 @@ def export_features(
         )
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _reported(run: RunTasks, report: Report | None) -> RunTasks:
+    """Tell how many of the tasks are done."""
+    if report is None:
+        return run
+
+    def told(task: Callable[[Any], None], items: Iterable[Any]) -> Iterator[None]:
+        waiting = list(items)
+        for done, result in enumerate(run(task, waiting), 1):
+            report("trace", done, len(waiting))
+            yield result
+
+    return told
 
 
 def files_of(output: Path, table: FeatureTable, format: str) -> list[Path]:
