@@ -44,7 +44,7 @@ from geounet.raster import Scene, available_cores
 from geounet.recipes import checked, find_recipe, read_table
 from geounet.tiling import TileGrid
 
-NUMERICS_EPOCH = 2
+NUMERICS_EPOCH = 3
 """Raised when the same input and parameters give other results than before."""
 LARGEST_CORE = 1536
 """Longest side of a tile's core by default. A larger one saves a few percent of time

@@ -11,6 +11,7 @@ import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from PIL import Image
 from rio_cogeo.cogeo import cog_validate
 
@@ -39,7 +40,7 @@ def check_cog(path: Path) -> None:
     assert (valid, errors, warnings) == (True, [], [])
 
 
-def check_geojson(path: Path) -> gpd.GeoDataFrame:
+def check_geojson(path: Path, kind: str = "Polygon") -> gpd.GeoDataFrame:
     """Ask a validator of RFC 7946 and GEOS; hand the features on."""
     collection = json.loads(path.read_text())
     assert geojson_validator.validate_structure(collection) == {}
@@ -48,7 +49,7 @@ def check_geojson(path: Path) -> gpd.GeoDataFrame:
     assert set(geometries["problematic"]) <= TASTE
     found = gpd.read_file(path)
     assert found.is_valid.all()
-    assert set(found.geom_type) <= {"Polygon"}
+    assert set(found.geom_type) <= {kind}
     return found
 
 
@@ -168,3 +169,25 @@ def test_a_real_scene_runs_and_its_outputs_are_valid(
     else:
         assert not (mask == NODATA).any()
     assert run(scene, tmp_path / "out").skipped
+
+
+SCENES = ("netherlands_rgb_025m", "manila_river_rgb_010m", "banepa_rgb_015m")
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_the_recipes_draw_a_real_scene_validly(
+    shared_data: Path, tmp_path: Path, name: str
+) -> None:
+    scene = shared_data / "scenes" / f"{name}.tif"
+    for recipe, cls in (("buildings", "building"), ("water", "water")):
+        result = run(scene, tmp_path / recipe, pipeline=recipe)
+        found = check_geojson(result.outputs[cls])
+        assert len(found) == result.features[cls] > 0
+        metric = found.to_crs(found.estimate_utm_crs()).geometry.to_numpy()
+        overlap = shapely.area(metric).sum() - shapely.union_all(metric).area
+        assert overlap < 1e-3 * len(found)  # GeoJSON's last decimal
+    result = run(scene, tmp_path / "roads", pipeline="roads")
+    lines = check_geojson(result.outputs["road"], "LineString")
+    nodes = check_geojson(result.outputs["road_nodes"], "Point")
+    assert len(lines) == result.features["road"] > 0
+    assert {*lines.from_node, *lines.to_node} == {*nodes.node}
