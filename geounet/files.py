@@ -363,7 +363,9 @@ def _write_gdal(
 
 
 def _write_geopackage(target: _Target, stream: _Stream[Features]) -> int:
-    return _write_gdal(target, stream, driver="GPKG")
+    """As version 1.3, which is all we need: older QGIS warns of 1.4."""
+    options = {"dataset_options": {"VERSION": "1.3"}}
+    return _write_gdal(target, stream, driver="GPKG", **options)
 
 
 def _write_flatgeobuf(target: _Target, stream: _Stream[Features]) -> int:
