@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,10 +35,12 @@ from numpy.typing import NDArray
 from benchmarks.jobs import Results, median_ratio, show
 from benchmarks.masks import CLASSES, CRS, TRANSFORM, mosaic
 from geounet.classes import NODATA, LabelWindow
+from geounet.planning import FeatureTable
+from geounet.schedule import connect, run_tasks
 from geounet.tiling import Window
 from geounet.tracing import TRACE_BLOCK, trace_mask
 from geounet.vectorize import polygonize
-from geounet.vectors import export_features
+from geounet.vectors import WORKERS, open_labels, trace_classes, write_class
 
 SIZE = 10_000
 """Side of a mask in pixels."""
@@ -216,19 +219,38 @@ def files(args: argparse.Namespace, folder: Path) -> Results:
 
 
 def our_files(path: Path, folder: Path) -> list[int]:
-    """Export each class with geounet; the mask is read and traced for each."""
+    """Export each class as `geounet run` does: traced once, written in two threads."""
     folder.mkdir(exist_ok=True)
-    return [
-        export_features(
-            path,
-            folder / f"{name}.geojson",
-            class_name=name,
-            values=CLASSES,
-            simplify=0.0,
-            overwrite=True,
+    labels = open_labels(path, values=CLASSES)
+    entries = labels.table.entries
+    with (
+        tempfile.TemporaryDirectory() as staging,
+        connect(workers=WORKERS) as client,
+        ThreadPoolExecutor(WORKERS) as writers,
+    ):
+        traced = trace_classes(
+            labels,
+            entries,
+            {entry.name: FeatureTable() for entry in entries},
+            scene=labels.scene,
+            known=labels.table,
+            folder=Path(staging),
+            run=partial(run_tasks, client=client),
         )
-        for name in CLASSES
-    ]
+        return list(
+            writers.map(
+                lambda entry: write_class(
+                    [folder / f"{entry.name}.geojson"],
+                    traced,
+                    entry,
+                    scene=labels.scene,
+                    scored=False,
+                    model=None,
+                    format="geojson",
+                ),
+                entries,
+            )
+        )
 
 
 def their_files(path: Path, folder: Path) -> list[int]:
