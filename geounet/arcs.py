@@ -3,7 +3,9 @@
 An *arc* is what lies between two junctions, where more than two outlines meet, or a
 whole ring that has none. Both of its sides find the same arc, walk it in the same
 direction, and get the same result; so neighbours never gap or overlap, whichever worker
-has them, and in whichever file they end up. Junctions stay where they are.
+has them, and in whichever file they end up. Junctions stay where they are. That holds
+where both sides are drawn by one rule; where they are not, the arc can be *frozen*: it
+stays that of the pixels.
 
 **Simplified arcs do not cross.** Douglas and Peucker (1973) keep a subset of the
 vertices. If no vertex of another arc lies between an arc and its simplification, and so
@@ -23,6 +25,7 @@ two edges that meet at a right angle or opposite each other.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple, TypeAlias
 
 import numba
@@ -95,6 +98,7 @@ def simplified(
     *,
     pixel: tuple[float, float] = (1.0, 1.0),
     vertices: VertexMap | None = None,
+    frozen: Collection[int] = (),
 ) -> tuple[Regions, Shapes]:
     """Leave out vertices, so that no outline moves farther than a tolerance.
 
@@ -103,10 +107,12 @@ def simplified(
         tolerance: in the unit of ``pixel``.
         pixel: width and height of a pixel.
         vertices: needed if the tolerance is more than ``BELOW_A_PIXEL``.
+        frozen: values of the mask; what has one of them beyond it stays as it is.
 
     Returns:
-        the polygons that are left, and their outlines: where a polygon lies between two
-        neighbours and is nowhere wider than the tolerance, these may meet in its place.
+        the polygons that are left, and their outlines: what lies between junctions and
+        is nowhere wider than the tolerance may vanish, and its neighbours meet in its
+        place. So may a small polygon that another touches at a corner.
 
     Raises:
         ConfigError: the tolerance is a pixel or more, and there is no map of vertices.
@@ -119,6 +125,7 @@ def simplified(
     kept = _simplify(
         regions.coords,
         regions.mark,
+        _is_frozen(regions, frozen),
         regions.ring_offsets,
         np.array(pixel),
         tolerance,
@@ -130,19 +137,38 @@ def simplified(
     return _left(regions, regions.coords[kept].astype(np.float64), lengths)
 
 
-def smoothed(regions: Regions) -> tuple[Regions, Shapes]:
+def smoothed(
+    regions: Regions, *, frozen: Collection[int] = ()
+) -> tuple[Regions, Shapes]:
     """Round the steps of outlines; nothing moves by half a pixel or more.
 
     Each point becomes the weighted average of the arc around it, as far as that is
     allowed.
+
+    Args:
+        regions: n polygons.
+        frozen: as in ``simplified``.
 
     Returns:
         all polygons, and their outlines.
     """
     width = math.ceil(4 * SMOOTHING * 2)
     weights = np.exp(-0.5 * (np.arange(width + 1) / (2 * SMOOTHING)) ** 2)
-    xy, lengths = _smooth(regions.coords, regions.mark, regions.ring_offsets, weights)
+    xy, lengths = _smooth(
+        regions.coords,
+        regions.mark,
+        _is_frozen(regions, frozen),
+        regions.ring_offsets,
+        weights,
+    )
     return _left(regions, xy, lengths)
+
+
+def _is_frozen(regions: Regions, frozen: Collection[int]) -> _Bools:
+    """Return (v,): whether the edge that leaves a vertex is not to be moved."""
+    table = np.zeros(256, np.bool_)
+    table[[*frozen]] = True
+    return table[regions.beyond]
 
 
 def _left(regions: Regions, xy: _Floats, lengths: _Int64) -> tuple[Regions, Shapes]:
@@ -214,6 +240,7 @@ def _arc(coords: _Int32, first: int, end: int, start: int, stop: int) -> _Int32:
 def _simplify(  # noqa: PLR0917
     coords: _Int32,
     mark: _Bytes,
+    frozen: _Bools,
     offsets: _Int64,
     pixel: _Floats,
     tolerance: float,
@@ -230,6 +257,10 @@ def _simplify(  # noqa: PLR0917
             start = starts[number]
             stop = starts[(number + 1) % len(starts)]
             path = _arc(coords, first, end, start, stop)
+            if frozen[first + start]:
+                for step in range(len(path)):
+                    kept[first + (start + step) % (end - first)] = True
+                continue
             turned = _backwards(path)
             if turned:
                 path = path[::-1].copy()
@@ -381,7 +412,7 @@ def _between(path: _Int32, begin: int, finish: int, col: int, row: int) -> bool:
 
 @_compiled
 def _smooth(
-    coords: _Int32, mark: _Bytes, offsets: _Int64, weights: _Floats
+    coords: _Int32, mark: _Bytes, frozen: _Bools, offsets: _Int64, weights: _Floats
 ) -> tuple[_Floats, _Int64]:
     """Return the vertices of smoothed rings, and how many each has."""
     room = max(64, 2 * len(coords))
@@ -396,11 +427,12 @@ def _smooth(
                 coords, first, end, starts[number], starts[(number + 1) % len(starts)]
             )
             turned = _backwards(path)
-            if turned:
-                path = path[::-1].copy()
-            points = _rounded(path, weights, closed)
-            if turned:
-                points = points[::-1].copy()
+            if frozen[first + starts[number]]:
+                points = path.astype(np.float64)
+            elif turned:
+                points = _rounded(path[::-1].copy(), weights, closed)[::-1].copy()
+            else:
+                points = _rounded(path, weights, closed)
             # an arc's last point is the first of the next
             while count + len(points) > len(xy):
                 more = np.empty((2 * len(xy), 2))

@@ -268,7 +268,7 @@ def run(
     \b
     Leaves in the output folder, for each scene:
       STEM_mask.tif         class mask, a cloud-optimised GeoTIFF
-      STEM_CLASS.geojson    features of each class
+      STEM_CLASS.geojson    features of each class; of lines, nodes in CLASS_nodes
       STEM_preview.png      the scene beside what was found
       STEM.json             receipt: what was made from what
 
@@ -376,7 +376,7 @@ def _tell(progress: Progress, result: Result) -> None:
     "--regularize",
     is_flag=True,
     default=None,
-    help="Square the outlines of buildings; what is no such shape stays as it is.",
+    help="Square the outlines of buildings; what is no such shape is simplified.",
 )
 @click.option(
     "--connectivity",

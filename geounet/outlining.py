@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -106,46 +106,84 @@ def needs_vertices(
 
 def outlined(
     batches: Iterable[tuple[Regions, Ints | None]],
-    rule: FeatureRule,
+    value: int,
+    rules: Mapping[int, FeatureRule],
     *,
     transform: Affine,
     crs: Any,
     shape: tuple[int, int],
     vertices: VertexMap | None = None,
-    written: Collection[int] = (),
 ) -> Iterator[Outlined]:
-    """Yield the polygons that a rule keeps, with the outlines that it asks for.
+    """Yield the polygons of a class that its rule keeps, with the outlines it asks for.
 
     Args:
-        batches: regions of one class, in the order of their origins, and where objects
-            start among them; see ``tracing.TracedMask``.
-        rule: what to keep and how to draw it.
+        batches: regions in the order of their origins, and where objects start among
+            them; see ``tracing.TracedMask``. Of the class; and if its outlines are to
+            be squared, of all that have a rule.
+        value: the class.
+        rules: how it, and what else is handed out as polygons, is drawn.
         transform: lattice (col, row) to map coordinates.
         crs: of the map coordinates.
         shape: rows and columns of the raster.
-        vertices: where outlines have vertices, if the tolerance is a pixel or more.
-        written: the other classes that are handed out as polygons: a building that
-            shares a wall with one keeps it as it is.
+        vertices: where outlines have vertices, if a tolerance is a pixel or more.
     """
-    pixel = _pixel(transform, crs, shape)
-    kept = (_sieved(*batch, rule, transform, crs) for batch in batches)
-    if rule.regularize:
-        tolerance = rule.simplify or BELOW_A_PIXEL * min(pixel)
-        plain = (
-            simplified(r, tolerance, pixel=pixel, vertices=vertices) for r, _ in kept
+    style = _Style(rules, transform, crs, _pixel(transform, crs, shape), vertices)
+    if rules[value].regularize:
+        yield from _regularized(
+            (regions for regions, _ in batches), value, style, shape
         )
-        yield from _regularized(plain, pixel[1] / pixel[0], shape[1], written)
         return
-    for regions, objects in kept:
-        if rule.simplify:
-            left, shapes = simplified(
-                regions, rule.simplify, pixel=pixel, vertices=vertices
+    for batch in batches:
+        kept, objects = style.sieved(*batch, value)
+        left, shapes = style.drawn(kept, value)
+        yield Outlined(left, shapes, _objects_left(kept, left, objects))
+
+
+class _Style(NamedTuple):
+    """How all that is handed out as polygons is drawn."""
+
+    rules: Mapping[int, FeatureRule]
+    transform: Affine
+    crs: Any
+    pixel: tuple[float, float]
+    vertices: VertexMap | None
+
+    def sieved(
+        self, regions: Regions, objects: Ints | None, value: int
+    ) -> tuple[Regions, Ints | None]:
+        """Leave out what the rule of a class leaves out."""
+        return _sieved(regions, objects, self.rules[value], self.transform, self.crs)
+
+    def drawn(self, regions: Regions, value: int) -> tuple[Regions, Shapes | None]:
+        """Draw regions of a class along arcs that they share with their neighbours.
+
+        Where the neighbour is drawn otherwise, the arc stays that of the pixels.
+        """
+        tolerance = self._tolerance(value)
+        frozen = [
+            other
+            for other in self.rules
+            if self.rules[other].smooth != self.rules[value].smooth
+            or self._tolerance(other) != tolerance
+        ]
+        if self.rules[value].smooth:
+            return smoothed(regions, frozen=frozen)
+        if tolerance:
+            return simplified(
+                regions,
+                tolerance,
+                pixel=self.pixel,
+                vertices=self.vertices,
+                frozen=frozen,
             )
-            yield Outlined(left, shapes, _objects_left(regions, left, objects))
-        elif rule.smooth:
-            yield Outlined(regions, smoothed(regions)[1], objects)
-        else:
-            yield Outlined(regions, None, objects)
+        return regions, None
+
+    def _tolerance(self, value: int) -> float:
+        """Return how far outlines may move: also those that cannot be squared."""
+        rule = self.rules[value]
+        if rule.regularize and not rule.simplify:
+            return BELOW_A_PIXEL * min(self.pixel)
+        return rule.simplify
 
 
 def _pixel(transform: Affine, crs: Any, shape: tuple[int, int]) -> tuple[float, float]:
@@ -240,19 +278,19 @@ class _Held(NamedTuple):
             self.gives_way[keep],
         )
 
-    def outlined(self) -> Outlined:
+    def chosen(self) -> Shapes:
         """Return footprints, and plain outlines where they have to be."""
         count = len(self.regions)
-        chosen = np.arange(count) + np.where(self.gives_way, 0, count)
-        both = Shapes.concatenate([self.plain, self.fitted])
-        return Outlined(self.regions, both.select(chosen), None)
+        index = np.arange(count) + np.where(self.gives_way, 0, count)
+        return Shapes.concatenate([self.plain, self.fitted]).select(index)
+
+    def outlined(self) -> Outlined:
+        """Return what is handed out."""
+        return Outlined(self.regions, self.chosen(), None)
 
 
 def _regularized(
-    batches: Iterable[tuple[Regions, Shapes]],
-    aspect: float,
-    width: int,
-    written: Collection[int],
+    batches: Iterable[Regions], value: int, style: _Style, shape: tuple[int, int]
 ) -> Iterator[Outlined]:
     """Yield footprints by their lowest rows, once all their neighbours are known.
 
@@ -260,50 +298,56 @@ def _regularized(
     ends well above the last that came.
     """
     held: _Held | None = None
-    for regions, plain in batches:
+    for regions in batches:
         if not len(regions):
             continue
-        fresh = _fitted(regions, plain, aspect, written)
-        held = _compared(held, fresh)
-        row = regions.origin[-1] // width
+        fresh = [_fitted(regions, other, style) for other in style.rules]
+        held = _compared([*([] if held is None else [held]), *fresh])
+        row = regions.origin[-1] // shape[1]
         done = _bottoms(held.regions) + 2 * _REACH < row
-        yield _from_the_bottom(held, done).outlined()
+        yield _from_the_bottom(held, done & (held.regions.value == value)).outlined()
         held = held.select(~done)
     if held is not None:
-        yield _from_the_bottom(held, np.ones(len(held.regions), np.bool_)).outlined()
+        yield _from_the_bottom(held, held.regions.value == value).outlined()
 
 
-def _fitted(
-    regions: Regions, plain: Shapes, aspect: float, written: Collection[int]
-) -> _Held:
+def _fitted(regions: Regions, value: int, style: _Style) -> _Held:
+    """Fit footprints to the regions of a class, if it has such; else only draw them.
+
+    A building that shares a wall with something else that is handed out keeps it.
+    """
+    kept, _ = style.sieved(regions.select(regions.value == value), None, value)
+    left, shapes = style.drawn(kept, value)
+    plain = Shapes.of(left) if shapes is None else shapes
+    if not style.rules[value].regularize:
+        return _Held(left, plain, plain, np.ones(len(left), np.bool_))
     fits = regularize(
-        regions.coords, regions.ring_offsets, regions.polygon_offsets, aspect=aspect
+        left.coords,
+        left.ring_offsets,
+        left.polygon_offsets,
+        aspect=style.pixel[1] / style.pixel[0],
     )
-    gives_way = (fits.kind == Kind.KEPT) | regions.borders(*written)
-    shapes = Shapes(fits.xy, fits.ring_offsets, fits.polygon_offsets)
-    return _without_fits(_Held(regions, plain, shapes, gives_way))
+    others = [other for other in style.rules if other != value]
+    gives_way = (fits.kind == Kind.KEPT) | left.borders(*others)
+    return _without_fits(_Held(left, plain, Shapes(*fits[:3]), gives_way))
 
 
 def _without_fits(held: _Held) -> _Held:
     """Return buildings whose fit is their plain outline where that takes its place."""
-    count = len(held.regions)
-    both = Shapes.concatenate([held.plain, held.fitted])
-    chosen = np.arange(count) + np.where(held.gives_way, 0, count)
-    return held._replace(fitted=both.select(chosen))
+    return held._replace(fitted=held.chosen())
 
 
-def _compared(held: _Held | None, fresh: _Held) -> _Held:
-    """Return all buildings, and which of them meet a neighbour."""
-    if held is not None and len(held.regions):
-        fresh = _Held(
-            Regions.concatenate([held.regions, fresh.regions]),
-            Shapes.concatenate([held.plain, fresh.plain]),
-            Shapes.concatenate([held.fitted, fresh.fitted]),
-            np.concatenate([held.gives_way, fresh.gives_way]),
-        )
-    drawn = [part.geometries(_SCREEN) for part in (fresh.fitted, fresh.plain)]
-    meets = overlaps(*drawn, moved=~fresh.gives_way)
-    return fresh._replace(gives_way=fresh.gives_way | meets)
+def _compared(parts: Sequence[_Held]) -> _Held:
+    """Return all of them, and which footprints meet a neighbour."""
+    held = _Held(
+        Regions.concatenate([part.regions for part in parts]),
+        Shapes.concatenate([part.plain for part in parts]),
+        Shapes.concatenate([part.fitted for part in parts]),
+        np.concatenate([part.gives_way for part in parts]),
+    )
+    drawn = [shapes.geometries(_SCREEN) for shapes in (held.fitted, held.plain)]
+    meets = overlaps(*drawn, moved=~held.gives_way)
+    return held._replace(gives_way=held.gives_way | meets)
 
 
 def _bottoms(regions: Regions) -> Ints:

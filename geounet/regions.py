@@ -220,6 +220,15 @@ class Shapes(NamedTuple):
     polygon_offsets: NDArray[np.int64]
     """(n + 1,) where each polygon starts among the rings."""
 
+    @staticmethod
+    def of(regions: Regions) -> Shapes:
+        """Return the outlines of the pixels."""
+        return Shapes(
+            regions.coords.astype(np.float64),
+            regions.ring_offsets,
+            regions.polygon_offsets,
+        )
+
     def closed(
         self, transform: Iterable[float]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

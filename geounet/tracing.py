@@ -108,15 +108,17 @@ class TracedMask:
     grid: TileGrid
     folder: Path
 
-    def regions(self, value: int) -> Iterator[Regions]:
-        """Yield the regions of a class, in the order of their origins, by batches.
+    def regions(self, *values: int) -> Iterator[Regions]:
+        """Yield the regions of classes, in the order of their origins, by batches.
 
         One band is loaded at a time: memory grows with the width of the raster, not
         with its height.
         """
         for band in range(self.grid.shape[0]):
             parts = (Regions.load(path) for path in _closed_paths(self.folder, band))
-            here = Regions.concatenate([p.select(p.value == value) for p in parts])
+            here = Regions.concatenate(
+                [part.select(np.isin(part.value, values)) for part in parts]
+            )
             order = np.argsort(here.origin)
             for start in range(0, len(here), BATCH):
                 yield here.select(order[start : start + BATCH])

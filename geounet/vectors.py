@@ -84,8 +84,14 @@ def trace_classes(
         known: every class in the mask.
         folder: where the blocks' results are staged; a folder all workers see.
         run: runs the tasks, here or on a cluster, in any order.
+
+    Raises:
+        ConfigError: a rule names a class that is not there.
     """
     ground = scene.transform, scene.crs, (scene.height, scene.width)
+    for table in tables.values():
+        for name in table.through if "through" in table.model_fields_set else ():
+            known[name]  # a misspelt class is an error, not a silence
     _say_what_takes_long([tables[entry.name] for entry in entries])
     rules = {entry.name: tables[entry.name].rule() for entry in entries}
     polygons = {n: rule for n, rule in rules.items() if isinstance(rule, FeatureRule)}
@@ -163,9 +169,7 @@ def write_class(
     }
     rule = traced.tables[entry.name].rule()
     if isinstance(rule, FeatureRule):
-        others = [other.id for other in written if other != entry]
-        found = _polygons(traced.mask, rule, entry.id, others, scene)
-        found = _watched(found, files[0].name)
+        found = _watched(_polygons(traced, entry, written, scene), files[0].name)
         batches = (build_features(*batch, **facts) for batch in found)
         layout = MULTIPOLYGONS if rule.objects else POLYGONS
         layers = {entry.name: Layer(layout, batches)}
@@ -189,24 +193,31 @@ def write_class(
 
 
 def _polygons(
-    mask: TracedMask, rule: FeatureRule, value: int, others: Sequence[int], scene: Scene
+    traced: Traced, entry: ClassEntry, written: Iterable[ClassEntry], scene: Scene
 ) -> Iterator[Outlined]:
     """Yield the polygons of a class with their outlines, batch by batch."""
+    rules = {
+        each.id: rule
+        for each in dict.fromkeys([entry, *written])
+        if isinstance(rule := traced.tables[each.name].rule(), FeatureRule)
+    }
+    rule = rules[entry.id]
     found: Iterable[tuple[Regions, NDArray[np.int64] | None]]
     if rule.objects:
-        found = mask.objects(value)
+        found = traced.mask.objects(entry.id)
     else:
-        found = ((regions, None) for regions in mask.regions(value))
-    transform, crs, shape = scene.transform, scene.crs, (scene.height, scene.width)
-    needed = needs_vertices(rule, transform, crs, shape)
+        values = rules if rule.regularize else [entry.id]
+        found = ((regions, None) for regions in traced.mask.regions(*values))
+    ground = scene.transform, scene.crs, (scene.height, scene.width)
+    needed = any(needs_vertices(rule, *ground) for rule in rules.values())
     return outlined(
         found,
-        rule,
-        transform=transform,
-        crs=crs,
-        shape=shape,
-        vertices=mask.vertices() if needed else None,
-        written=others,
+        entry.id,
+        rules,
+        transform=ground[0],
+        crs=ground[1],
+        shape=ground[2],
+        vertices=traced.mask.vertices() if needed else None,
     )
 
 

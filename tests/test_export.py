@@ -93,7 +93,8 @@ def features(
     regions = polygonize(mask, classes=[1], scores=scores)
     (found,) = outlined(
         [(regions, None)],
-        FeatureRule(**rule),
+        1,
+        {1: FeatureRule(**rule)},
         transform=transform,
         crs=crs,
         shape=(mask.shape[0], mask.shape[1]),
@@ -816,7 +817,8 @@ def test_features_are_the_same_whatever_batch_they_came_in() -> None:
     def build(keep: NDArray[np.intp]) -> gpd.GeoDataFrame:
         (found,) = outlined(
             [(regions.select(keep), None)],
-            FeatureRule(min_area=1, min_hole=1, simplify=1),
+            1,
+            {1: FeatureRule(min_area=1, min_hole=1, simplify=1)},
             transform=grid("EPSG:3857", 1),
             crs="EPSG:3857",
             shape=(48, 48),

@@ -213,30 +213,25 @@ def test_a_footprint_far_from_others_is_the_house_that_was_drawn(
     assert iou > 0.98
 
 
-def test_a_wall_shared_with_a_class_that_is_written_stays_shared(
-    tmp_path: Path, write_raster: WriteRaster
-) -> None:
-    mask = np.zeros((60, 80), np.uint8)
-    mask[10:30, 10:40] = 1
-    mask[29, 10:24] = 0  # a step in the far wall
-    mask[10:50, 40:50] = 2  # a road along the house
-    mask[45:55, 5:30] = 1  # another house, by itself
-    raster = write_raster(mask[None], metres=METRES)
-    table = FeatureTable(regularize=True)
+def written_together(
+    raster: Path, folder: Path, tables: dict[str, FeatureTable]
+) -> dict[str, gpd.GeoDataFrame]:
+    """What a run writes of several classes."""
+    folder.mkdir()
     labels = vectors.open_labels(raster, values=VALUES)
-    entries = [labels.table["building"], labels.table["road"]]
+    entries = [labels.table[name] for name in tables]
     traced = vectors.trace_classes(
         labels,
         entries,
-        {"building": table, "road": FeatureTable(simplify=0.4)},
+        tables,
         scene=labels.scene,
         known=labels.table,
-        folder=tmp_path,
+        folder=folder,
         run=map,
     )
-    drawn = []
+    found = {}
     for entry in entries:
-        path = tmp_path / f"{entry.name}.gpkg"
+        path = folder / f"{entry.name}.gpkg"
         vectors.write_class(
             [path],
             traced,
@@ -247,8 +242,44 @@ def test_a_wall_shared_with_a_class_that_is_written_stays_shared(
             format="gpkg",
             written=entries,
         )
-        drawn.append(gpd.read_file(path))
-    houses, (road,) = drawn[0].geometry, drawn[1].geometry
+        found[entry.name] = gpd.read_file(path)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_classes_written_together_never_overlap(
+    tmp_path: Path, write_raster: WriteRaster, seed: int
+) -> None:
+    raster = write_raster(town(300, 350, seed)[None], metres=METRES)
+    tables = {
+        "building": FeatureTable(regularize=True, simplify=0.8, min_area=4),
+        "road": FeatureTable(simplify=0.8, min_area=4),
+        "water": FeatureTable(min_area=4),  # exact: drawn by another rule
+    }
+    found = written_together(raster, tmp_path / "out", tables)
+    pieces = np.concatenate([frame.geometry for frame in found.values()])
+    assert shapely.is_valid(pieces).all()
+    whole = shapely.union_all(pieces)
+    assert shapely.area(pieces).sum() == pytest.approx(whole.area, rel=1e-9)
+    corners = shapely.get_num_coordinates(found["building"].geometry.to_numpy())
+    assert (corners == 5).sum() > 1  # and still some were squared
+
+
+def test_a_wall_shared_with_a_class_that_is_written_stays_shared(
+    tmp_path: Path, write_raster: WriteRaster
+) -> None:
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:30, 10:40] = 1
+    mask[29, 10:24] = 0  # a step in the far wall
+    mask[10:50, 40:50] = 2  # a road along the house
+    mask[45:55, 5:30] = 1  # another house, by itself
+    raster = write_raster(mask[None], metres=METRES)
+    tables = {
+        "building": FeatureTable(regularize=True),
+        "road": FeatureTable(simplify=0.4),
+    }
+    found = written_together(raster, tmp_path / "out", tables)
+    houses, (road,) = found["building"].geometry, found["road"].geometry
     shared = houses.intersection(road)
     assert sorted(shared.length.tolist()) == [0, 20 * METRES]
     assert houses.intersection(road).area.max() == 0
@@ -322,6 +353,14 @@ def test_a_rule_that_contradicts_itself_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=complaint):
         checked(FeatureTable, keys, source="options")
+
+
+def test_a_misspelt_class_that_hides_roads_is_an_error(
+    mask: Path, tmp_path: Path
+) -> None:
+    rule: dict[str, Any] = {"geometry": "line", "through": ["tree"]}
+    with pytest.raises(ConfigError, match="no class 'tree'"):
+        layer(mask, tmp_path / "r.gpkg", "road", **rule)
 
 
 def test_noise_finishes_and_says_what_it_is(
