@@ -16,7 +16,7 @@ help:
 	@echo "make demo      a synthetic scene through the main job, into demo/"
 	@echo "make test      format, lint, types, then every test that is not slow"
 	@echo "make test-all  the slow tests too"
-	@echo "make bench     time and memory of the main job, of SCENE=scene.tif or one drawn"
+	@echo "make bench     time and memory of the main job (SCENE=scene.tif) and of vectors"
 	@echo "make lint      format, lint and types alone"
 	@echo "make format    rewrite the code in the project's format"
 	@echo "make clean     remove what these commands made"
@@ -36,6 +36,8 @@ bench: $(BENCH)
 	$(BIN)/python -m benchmarks.scale $(SCENE)
 	$(BIN)/python -m benchmarks.backends $(SCENE)
 	$(BIN)/python -m benchmarks.peers $(SCENE)
+	$(BIN)/python -m benchmarks.vectors
+	$(BIN)/python -m benchmarks.footprints
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .

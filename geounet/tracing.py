@@ -32,8 +32,11 @@ from geounet.regions import TOUCHING, Regions
 from geounet.tiling import Tile, TileGrid, Window
 from geounet.vectorize import BlockTrace, merge, trace_block
 
-TRACE_BLOCK = 1024
+TRACE_BLOCK = 2048
 """Side of a block to trace, in pixels; the result does not depend on it."""
+
+BAND = 1024
+"""Rows of the raster whose regions are loaded at once to be handed out."""
 
 BATCH = 8192
 """Most regions handed out at once: as geometries they take a kilobyte each and more."""
@@ -114,7 +117,7 @@ class TracedMask:
         One band is loaded at a time: memory grows with the width of the raster, not
         with its height.
         """
-        for band in range(self.grid.shape[0]):
+        for band in range(-(-self.grid.height // BAND)):
             parts = (Regions.load(path) for path in _closed_paths(self.folder, band))
             here = Regions.concatenate(
                 [part.select(np.isin(part.value, values)) for part in parts]
@@ -244,7 +247,7 @@ def trace_mask(
     )
     for _ in run(trace, grid):
         pass
-    join = partial(_merge_to_file, folder=folder, band_height=grid.core_shape[0])
+    join = partial(_merge_to_file, folder=folder)
     for merges in _levels(grid.shape):
         for _ in run(join, merges):
             pass
@@ -315,20 +318,25 @@ def _trace_to_file(
         classes=classes,
         scores=None if found.best is None else found.best[before],
     )
-    here = 0, block.row, block.col
-    trace.without_regions().save(_trace_path(folder, *here))
-    trace.regions.save(_closed_path(folder, block.row, *here))
+    _save(trace, folder, (0, block.row, block.col))
 
 
-def _merge_to_file(merging: _Merge, *, folder: Path, band_height: int) -> None:
+def _merge_to_file(merging: _Merge, *, folder: Path) -> None:
     below = merging.level - 1
     trace = merge(
         BlockTrace.load(_trace_path(folder, below, row, col))
         for row, col in merging.members
     )
-    here = merging.level, merging.row, merging.col
+    _save(trace, folder, (merging.level, merging.row, merging.col))
+
+
+def _save(trace: BlockTrace, folder: Path, here: tuple[int, int, int]) -> None:
+    """Write what is open, and what was closed by the band where it starts.
+
+    ``here`` are the level, the row and the column of a task.
+    """
     trace.without_regions().save(_trace_path(folder, *here))
-    band = trace.regions.origin // (trace.raster_shape[1] * band_height)
+    band = trace.regions.origin // (trace.raster_shape[1] * BAND)
     for number in np.unique(band).tolist():
         closed = trace.regions.select(band == number)
         closed.save(_closed_path(folder, number, *here))
