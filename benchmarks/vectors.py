@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from benchmarks.jobs import Results, median_ratio, show
 from benchmarks.masks import CLASSES, CRS, TRANSFORM, mosaic
 from geounet.classes import NODATA, LabelWindow
-from geounet.planning import FeatureTable
+from geounet.rules import FeatureTable
 from geounet.schedule import connect, run_tasks
 from geounet.tiling import Window
 from geounet.tracing import TRACE_BLOCK, trace_mask

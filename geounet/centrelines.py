@@ -11,14 +11,17 @@ answer: a road network is one connected thing.
 1. *Spurs*, edges with a free end hardly longer than the junction is wide, are dropped,
    and so are small loops; junctions nearer to each other than the road is wide become
    one. Both are repeated until nothing changes. A node with two edges left dissolves.
-2. *Ends* are drawn out. Thinning shortens an end by half the width, and the disc around
-   it, as far as the nearest pixel outside the class, is road: the line goes on straight
-   to the border of that disc.
+   Where a road leaves the raster the rest of it is not known, and less is a spur.
+2. *Ends* are drawn out. Thinning shortens an end by half the width, or leads into one
+   of its corners: such a hook is cut off. The disc around an end, as far as the nearest
+   pixel outside the class, is road: the line goes on straight to the border of it.
 3. *Gaps* between two ends are bridged, the shortest first, if both head across, the
    farther the straighter, nothing else lies between, and what is joined is longer than
    the gap. That is the rule of CRESI (Van Etten 2019,
    https://arxiv.org/abs/1908.09715) with more to refuse: two roads that end side by
-   side, as all do at the border of a raster, are not joined.
+   side, as all do at the border of a raster, are not joined. Then the ends that are
+   left are joined to the side of the road they head for. Where a bridge crosses a line
+   there is a node, so that lines meet in nodes alone.
 4. *Components* that are too short, or a single edge not twice as long as wide, are
    dropped.
 5. *Smoothing*: a Gaussian along the line, ends fixed, then Douglas and Peucker (1973,
@@ -53,11 +56,15 @@ _SPUR_FACTOR, _SPUR_MORE = 1.8, 2.0
 _RUN_UP = 10.0
 """Pixels, or twice the radius if that is more, over which an end's heading is taken."""
 _NEAR_COS, _FAR_COS = math.cos(math.radians(60)), math.cos(math.radians(30))
+_HOOK_COS = math.cos(math.radians(12))
+"""A hook turns by more than this."""
+_WIDENS = 6
+"""Pixels over which a line that comes from a corner widens by half a pixel at least."""
 _LEAST_SIGMA = 2.0
 _SIGMA_PER_WIDTH = 0.25
 _TOLERANCE = 0.4
 """Of Douglas and Peucker, in pixels."""
-_X, _Y, _WIDTH, _SCORE, _BRIDGED = range(5)
+_X, _Y, _WIDTH, _RADIUS, _SCORE, _BRIDGED = range(6)
 
 _Float: TypeAlias = NDArray[np.float64]
 _Int64: TypeAlias = NDArray[np.int64]
@@ -195,24 +202,29 @@ class _Network(NamedTuple):
     offsets: _Int64
     """(e + 1,) where each edge starts in ``points``; it has two at least."""
     points: _Float
-    """(p, 5) x, y, width, score, 1 on a bridge: about a pixel apart, the first and the
-    last at the nodes. A width or score is NaN where there is none."""
+    """(p, 6) x, y, width, radius, score, 1 on a bridge: about a pixel apart, the first
+    and the last at the nodes. Width, radius and score are NaN where there are none."""
 
 
 def trace_graph(
-    skeleton: Skeleton, *, raster_width: int, rule: GraphRule, vetoes: Vetoes
+    skeleton: Skeleton,
+    *,
+    raster_shape: tuple[int, int],
+    rule: GraphRule,
+    vetoes: Vetoes,
 ) -> RoadGraph:
     """Turn lines one pixel wide into a clean graph of centrelines.
 
     Args:
         skeleton: of the whole raster.
-        raster_width: columns of the raster.
+        raster_shape: rows and columns of the raster.
         rule: what is kept and what is joined.
-        vetoes: tells which straight lines must not be bridges; called once.
+        vetoes: tells which straight lines must not be bridges; called a few times.
     """
-    network = _pruned(_traced(skeleton, raster_width))
-    network = _drawn_out(network, rule.max_radius)
-    network = _bridged(network, rule, vetoes)
+    network = _pruned(_traced(skeleton, raster_shape[1]), raster_shape)
+    network = _drawn_out(_unhooked(network), rule.max_radius)
+    for found in (_between_ends, _to_sides):
+        network = _bridged(network, found, raster_shape, rule, vetoes)
     return _finished(_sizable(network, rule.min_length))
 
 
@@ -226,7 +238,14 @@ def _traced(skeleton: Skeleton, raster_width: int) -> _Network:
     ends, chain, offsets, count = _chains(near, degree, node, count)
     row, col = np.divmod(skeleton.pixel, raster_width)
     points = np.column_stack(
-        [col + 0.5, row + 0.5, skeleton.width, skeleton.score, np.zeros(len(row))]
+        [
+            col + 0.5,
+            row + 0.5,
+            skeleton.width,
+            skeleton.radius,
+            skeleton.score,
+            np.zeros(len(row)),
+        ]
     )
     inside = np.flatnonzero(node >= 0)
     members = np.maximum(np.bincount(node[inside], minlength=count), 1)
@@ -482,7 +501,7 @@ def _with_lines(network: _Network, ends: _Int64, *, bridged: bool) -> _Network:
     line = np.repeat(np.arange(len(ends)), counts)
     step = np.arange(len(line)) - np.repeat(_offsets(counts)[:-1], counts)
     part = (step / (counts[line] - 1))[:, None]
-    points = np.full((len(line), 5), np.nan)
+    points = np.full((len(line), _BRIDGED + 1), np.nan)
     points[:, :2] = start[line] * (1 - part) + stop[line] * part
     points[:, _BRIDGED] = bridged
     added = network._replace(
@@ -496,11 +515,11 @@ def _with_lines(network: _Network, ends: _Int64, *, bridged: bool) -> _Network:
 # -------------------------------------------------------------------- spurs, junctions
 
 
-def _pruned(network: _Network) -> _Network:
+def _pruned(network: _Network, raster_shape: tuple[int, int]) -> _Network:
     """Drop spurs and small loops and unite junctions until nothing changes."""
     network = _kept(network, np.ones(len(network.ends), np.bool_))
     while True:
-        short = _spurs(network) | _loops(network)
+        short = _spurs(network, raster_shape) | _loops(network)
         if short.any():
             network = _kept(network, ~short)
             continue
@@ -510,18 +529,25 @@ def _pruned(network: _Network) -> _Network:
         network = _united(network, close)
 
 
-def _spurs(network: _Network) -> NDArray[np.bool_]:
+def _spurs(network: _Network, raster_shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Find the spurs.
 
+    A road that leaves the raster is longer than its line by the radius at its end. It
+    is no spur as soon as it goes on beyond the junction, unless it ends in a corner.
     All those of a junction go at once: of two that lead into the corners of a blunt end
     neither is its middle. Where nothing else is left, the two longest stay.
     """
     degree, length = _degrees(network), _lengths(network)
     one, other = degree[network.ends].T
     hub = np.where(one == 1, network.ends[:, 1], network.ends[:, 0])
-    limit = _SPUR_FACTOR * network.radius[hub] + _SPUR_MORE
+    tip = network.ends.sum(axis=1) - hub
+    leaves, width = _at_border(network, tip, raster_shape), network.radius[tip]
+    on = leaves & (width > network.radius[hub] / 2)
+    limit = np.where(on, 1, _SPUR_FACTOR) * network.radius[hub] + _SPUR_MORE
     short: NDArray[np.bool_] = (
-        (np.minimum(one, other) == 1) & (np.maximum(one, other) > 1) & (length < limit)
+        (np.minimum(one, other) == 1)
+        & (np.maximum(one, other) > 1)
+        & (length + leaves * width < limit)
     )
     bare = np.bincount(hub[short], minlength=len(degree)) == degree
     order = np.lexsort((np.arange(len(hub)), -length, hub))
@@ -557,15 +583,16 @@ def _between_junctions(network: _Network) -> NDArray[np.bool_]:
 
 
 def _united(network: _Network, close: NDArray[np.bool_]) -> _Network:
-    """Make one node of the nodes of each of these edges, in their middle."""
+    """Make one node of the nodes of each of these edges, where most of the road is."""
     group, groups = _joined(network.ends[close], len(network.node_id))
     node_id = np.full(groups, np.iinfo(np.int64).max)
     np.minimum.at(node_id, group, network.node_id)
     radius = np.zeros(groups)
     np.maximum.at(radius, group, network.radius)
-    members = np.bincount(group, minlength=groups)
+    weight = np.maximum(network.radius, 1) ** 2
+    total = _grouped(group, weight, groups)
     node_xy = np.column_stack(
-        [np.bincount(group, xy, minlength=groups) / members for xy in network.node_xy.T]
+        [_grouped(group, weight * xy, groups) / total for xy in network.node_xy.T]
     )
     ends, points = group[network.ends], network.points.copy()
     points[network.offsets[:-1], :2] = node_xy[ends[:, 0]]
@@ -582,6 +609,8 @@ class _Ends(NamedTuple):
 
     node: _Int64
     edge: _Int64
+    side: _Int64
+    """0 where the edge starts there, 1 where it ends."""
     heading: _Float
     """(n, 2) unit vectors outward."""
 
@@ -594,7 +623,7 @@ def _free_ends(network: _Network) -> _Ends:
     edge, side, node = edge[order], side[order], node[order]
     run_up = np.maximum(_RUN_UP, 2 * network.radius[node])
     heading = _headings(network.points, network.offsets, edge, side, run_up)
-    return _Ends(node, edge, heading)
+    return _Ends(node, edge, side, heading)
 
 
 @_compiled
@@ -621,15 +650,72 @@ def _headings(
     return heading
 
 
-def _drawn_out(network: _Network, max_radius: float) -> _Network:
-    """Draw free ends out to where the road ends.
+def _unhooked(network: _Network) -> _Network:
+    """Cut off where lines turn into a corner of the road's end.
 
-    One diagonal pixel nearer to the border than ``max_radius``, an end was not cut out
-    of something wider.
+    Thinning leads there if the end is cut at a slant or ragged. What is left is drawn
+    out straight.
     """
     ends = _free_ends(network)
+    base = _hooks(network.points, network.offsets, ends.edge, ends.side)
+    hooked = base >= 0
+    node, edge, side, base = (
+        values[hooked] for values in (ends.node, ends.edge, ends.side, base)
+    )
+    keep = np.ones(len(network.points), np.bool_)
+    first = np.where(side, base + 1, network.offsets[edge])
+    stop = np.where(side, network.offsets[edge + 1], base)
+    for at in range(len(node)):
+        keep[first[at] : stop[at]] = False
+    node_xy, radius = network.node_xy.copy(), network.radius.copy()
+    node_xy[node] = network.points[base, :2]
+    radius[node] = network.points[base, _RADIUS]
+    counts = _sums(keep.astype(np.float64), network.offsets).astype(np.int64)
+    return network._replace(
+        node_xy=node_xy,
+        radius=radius,
+        offsets=_offsets(counts),
+        points=network.points[keep],
+    )
+
+
+@_compiled
+def _hooks(points: _Float, offsets: _Int64, edge: _Int64, side: _Int64) -> _Int64:
+    """Return the point where the hook of an end begins, or -1 where it has none.
+
+    A way into a corner halves the angle there, and grows narrower as steadily: the
+    hook begins where the line does not get any wider on the way back. What is left is
+    longer than the hook, so that both ends of a line can be cut off.
+    """
+    found = np.full(len(edge), _NONE, np.int64)
+    for end in range(len(edge)):
+        start, stop = offsets[edge[end]], offsets[edge[end] + 1]
+        step = -1 if side[end] else 1
+        tip = stop - 1 if side[end] else start
+        base = tip
+        while (
+            start <= base + _WIDENS * step < stop
+            and points[base + _WIDENS * step, 3] >= points[base, 3] + 0.5
+        ):
+            base += step
+        run_up = math.ceil(max(_RUN_UP, 2 * points[base, 3]))
+        far = min(max(base + run_up * step, start), stop - 1)
+        hook, rest = abs(tip - base), (stop - 1 - start) - abs(tip - base)
+        if hook >= rest or points[tip, 3] > points[base, 3] / 2:
+            continue
+        before = points[base, 0] - points[far, 0], points[base, 1] - points[far, 1]
+        after = points[tip, 0] - points[base, 0], points[tip, 1] - points[base, 1]
+        straight = before[0] * after[0] + before[1] * after[1]
+        if straight < _HOOK_COS * math.hypot(*before) * math.hypot(*after):
+            found[end] = base
+    return found
+
+
+def _drawn_out(network: _Network, max_radius: float) -> _Network:
+    """Draw free ends out to where the road ends."""
+    ends = _free_ends(network)
     reach = network.radius[ends.node] - 0.5
-    narrow = (reach > 0) & (reach + 0.5 <= max_radius - math.sqrt(2))
+    narrow = (reach > 0) & _narrow(network, ends.node, max_radius)
     node, reach = ends.node[narrow], reach[narrow]
     tips = network.node_xy[node] + reach[:, None] * ends.heading[narrow]
     count = len(network.node_id)
@@ -642,20 +728,98 @@ def _drawn_out(network: _Network, max_radius: float) -> _Network:
     return _with_lines(grown, lines, bridged=False)
 
 
-def _bridged(network: _Network, rule: GraphRule, vetoes: Vetoes) -> _Network:
-    """Bridge gaps between free ends, the shortest first, each end once."""
-    ends = _free_ends(network)
+def _narrow(network: _Network, node: _Int64, max_radius: float) -> NDArray[np.bool_]:
+    """Find the nodes that were not cut out of something wider.
+
+    They are nearer to the border of the class than ``max_radius``, by a diagonal pixel.
+    """
+    found: NDArray[np.bool_] = network.radius[node] <= max_radius - math.sqrt(2)
+    return found
+
+
+class _Bridges(NamedTuple):
+    """Bridges that might be built, n of them, each from a free end."""
+
+    ends: _Int64
+    """(n, 2) positions among the free ends, the second -1 on the side of a line."""
+    target: _Int64
+    """(n,) the point it leads to, by its place in ``points``."""
+    cost: _Float
+    """(n,) the lower, the sooner."""
+
+
+_Finder: TypeAlias = Callable[[_Network, _Ends, tuple[int, int], GraphRule], _Bridges]
+
+
+def _bridged(
+    network: _Network,
+    finder: _Finder,
+    raster_shape: tuple[int, int],
+    rule: GraphRule,
+    vetoes: Vetoes,
+) -> _Network:
+    """Bridge gaps in rounds, those of the least cost first, each end once.
+
+    Of two bridges that cross each other the second is built in the next round, when the
+    first is a line that it can be joined to where they cross.
+    """
+    while True:
+        ends = _free_ends(network)
+        bridges = finder(network, ends, raster_shape, rule)
+        start = network.node_xy[ends.node[bridges.ends[:, 0]]]
+        lines = np.hstack([start, network.points[bridges.target, :2]])
+        allowed = np.ones(len(lines), np.bool_)
+        if len(lines):
+            allowed = ~vetoes(lines)
+        order = np.lexsort((*lines.T, bridges.cost))
+        order = order[allowed[order]]
+        order = order[_each_once(bridges.ends[order], len(ends.node))]
+        order = order[_uncrossed(lines[order])]
+        if not len(order):
+            return network
+        source, target = ends.node[bridges.ends[order, 0]], bridges.target[order]
+        crossed = _crossings(network, source, target, rule.min_length)
+        network = _built(network, source, target, crossed, raster_shape[1])
+        network = _pruned(network, raster_shape)
+
+
+def _at_border(
+    network: _Network, node: _Int64, raster_shape: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Find the nodes whose discs of road touch the border of the raster."""
+    xy, size = network.node_xy[node], np.array(raster_shape[::-1])
+    found: NDArray[np.bool_] = (
+        np.minimum(xy, size - xy).min(axis=1, initial=np.inf) < network.radius[node] + 1
+    )
+    return found
+
+
+def _leave(
+    network: _Network, ends: _Ends, raster_shape: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Find the ends that head out of the raster."""
+    reach = network.radius[ends.node, None] + 1
+    ahead = network.node_xy[ends.node] + reach * ends.heading
+    outside = (ahead < 0) | (ahead > np.array(raster_shape[::-1]))
+    found: NDArray[np.bool_] = outside.sum(axis=1) > 0
+    return found
+
+
+def _between_ends(
+    network: _Network, ends: _Ends, raster_shape: tuple[int, int], rule: GraphRule
+) -> _Bridges:
+    """Find pairs of ends that head for each other; the cost is how far apart.
+
+    What heads out of the raster goes on there.
+    """
     xy = network.node_xy[ends.node]
     pairs = cKDTree(xy).query_pairs(rule.gap_aligned, output_type="ndarray")
     pairs = np.sort(pairs.astype(np.int64).reshape(-1, 2), axis=1)
+    pairs = pairs[~_leave(network, ends, raster_shape)[pairs].any(axis=1)]
     pairs = pairs[_head_across(network, ends, pairs, rule)]
-    if len(pairs):
-        pairs = pairs[~vetoes(xy[pairs].reshape(-1, 4))]
     far = np.hypot(*(xy[pairs[:, 1]] - xy[pairs[:, 0]]).T)
-    ids = network.node_id[ends.node][pairs]
-    order = np.lexsort((ids[:, 1], ids[:, 0], far))
-    chosen = pairs[order[_each_once(pairs[order], len(xy))]]
-    return _with_lines(network, ends.node[chosen], bridged=True)
+    last = network.offsets[ends.edge + ends.side] - ends.side
+    return _Bridges(pairs, last[pairs[:, 1]], far)
 
 
 def _head_across(
@@ -664,19 +828,233 @@ def _head_across(
     """Find the pairs of ends that head towards each other across a gap.
 
     A speck could be joined to anything: no gap is wider than what it joins is long.
+    Ends that touch may lie beside each other: there it is enough that they head in
+    opposite directions.
     """
-    xy = network.node_xy[ends.node]
-    across = xy[pairs[:, 1]] - xy[pairs[:, 0]]
+    xy, (one, other) = network.node_xy[ends.node], pairs.T
+    across = xy[other] - xy[one]
     far = np.hypot(*across.T)
     toward = across / np.maximum(far, 1e-9)[:, None]
     straight = np.minimum(
-        (ends.heading[pairs[:, 0]] * toward).sum(axis=1),
-        -(ends.heading[pairs[:, 1]] * toward).sum(axis=1),
+        (ends.heading[one] * toward).sum(axis=1),
+        -(ends.heading[other] * toward).sum(axis=1),
     )
-    near = (far <= rule.gap) & (straight >= _NEAR_COS)
+    against = -(ends.heading[one] * ends.heading[other]).sum(axis=1)
+    touch = far <= network.radius[ends.node[pairs]].sum(axis=1)
+    near = (far <= rule.gap) & (
+        (straight >= _NEAR_COS) | (touch & (against >= _NEAR_COS))
+    )
     total = _of_components(network).length[ends.edge[pairs]].min(axis=1, initial=np.inf)
     found: NDArray[np.bool_] = (near | (straight >= _FAR_COS)) & (far <= total)
     return found
+
+
+def _to_sides(
+    network: _Network, ends: _Ends, raster_shape: tuple[int, int], rule: GraphRule
+) -> _Bridges:
+    """Find the points of other lines for which ends head.
+
+    The gap is what lies before the border of the other road, and at most half as long
+    as the edge that leads up to it. The road must not run beside the end, nor may the
+    end have been cut out of something wider or by the border of the raster. The cost
+    grows with the way to the point and with its angle, so that an end that heads for a
+    road at a slant joins it halfway between the nearest point and the one ahead.
+    """
+    xy, points = network.node_xy[ends.node], network.points
+    half = np.nan_to_num(points[:, _WIDTH]) / 2
+    end, point = _near_points(xy, points, rule.gap + half.max(initial=0))
+    across = points[point, :2] - xy[end]
+    far = np.hypot(*across.T)
+    ahead = (across * ends.heading[end]).sum(axis=1)
+    beside = np.abs((_along(network)[point] * ends.heading[end]).sum(axis=1))
+    edge = _edge_of(network, point)
+    lasts = _lasting(network, rule.min_length)
+    most = np.minimum(rule.gap, _lengths(network)[ends.edge[end]] / 2)
+    found = (
+        (far <= most + half[point])
+        & lasts[edge]
+        & lasts[ends.edge[end]]
+        & (ahead >= _NEAR_COS * np.maximum(far, 1e-9))
+        & (beside <= _FAR_COS)
+        & (edge != ends.edge[end])
+        & _narrow(network, ends.node[end], rule.max_radius)
+        & ~_at_border(network, ends.node[end], raster_shape)
+    )
+    end, point, edge = end[found], point[found], edge[found]
+    cost = far[found] ** 2 / ahead[found]
+    order = np.lexsort((*points[point, :2].T, cost, end))
+    order = order[np.unique(end[order], return_index=True)[1]]
+    order = order[_one_way(ends.edge[end[order]], edge[order], cost[order])]
+    pairs = np.column_stack([end[order], np.full(len(order), _NONE)])
+    return _Bridges(pairs, point[order], cost[order])
+
+
+def _one_way(edge: _Int64, target: _Int64, cost: _Float) -> NDArray[np.bool_]:
+    """Keep the cheapest of the bridges that join the same two edges."""
+    order = np.lexsort((np.arange(len(cost)), cost))
+    both = np.sort(np.column_stack([edge, target]), axis=1)[order]
+    found = np.zeros(len(cost), np.bool_)
+    found[order[np.unique(both, axis=0, return_index=True)[1]]] = True
+    return found
+
+
+def _near_points(
+    xy: _Float, points: _Float, reach: float | _Float
+) -> tuple[_Int64, _Int64]:
+    """Return the pairs of a place and a point that are not farther apart."""
+    if not len(xy):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    near = cKDTree(points[:, :2]).query_ball_point(xy, reach, return_sorted=True)
+    counts = np.array([len(found) for found in near])
+    return np.repeat(np.arange(len(xy)), counts), np.concatenate(near).astype(np.int64)
+
+
+def _along(network: _Network) -> _Float:
+    """Return the direction of the line at each point: over a run-up, or its edge."""
+    edge = np.repeat(np.arange(len(network.ends)), np.diff(network.offsets))
+    place = np.arange(len(network.points))
+    step = int(_RUN_UP) // 2
+    before = np.maximum(place - step, network.offsets[edge])
+    after = np.minimum(place + step, network.offsets[edge + 1] - 1)
+    across = network.points[after, :2] - network.points[before, :2]
+    unit: _Float = across / np.maximum(np.hypot(*across.T), 1e-9)[:, None]
+    return unit
+
+
+def _uncrossed(lines: _Float) -> _Int64:
+    """Return the places of lines that cross none of those before them."""
+    drawn = shapely.linestrings(lines.reshape(-1, 2, 2))
+    one, other = shapely.STRtree(drawn).query(drawn, predicate="crosses")
+    dropped: set[int] = set()
+    for earlier, later in sorted(zip(one.tolist(), other.tolist(), strict=True)):
+        if earlier < later and earlier not in dropped:
+            dropped.add(later)
+    return np.setdiff1d(np.arange(len(lines)), np.array(sorted(dropped), np.int64))
+
+
+def _built(
+    network: _Network,
+    source: _Int64,
+    target: _Int64,
+    crossed: tuple[_Int64, _Int64],
+    raster_width: int,
+) -> _Network:
+    """Build bridges from nodes to points of lines, by way of the points they cross."""
+    number = np.concatenate([np.arange(len(source)), crossed[0]])
+    point = np.concatenate([target, crossed[1]])
+    network, node = _with_nodes(network, point, raster_width)
+    way = network.node_xy[node] - network.node_xy[source[number]]
+    order = np.lexsort((np.hypot(*way.T), number))
+    number, node = number[order], node[order]
+    begins = np.diff(number, prepend=_NONE) > 0
+    before = np.where(begins, source[number], np.roll(node, 1))
+    pairs = np.unique(np.sort(np.column_stack([before, node]), axis=1), axis=0)
+    return _with_lines(network, pairs[pairs[:, 0] != pairs[:, 1]], bridged=True)
+
+
+def _crossings(
+    network: _Network, source: _Int64, target: _Int64, min_length: float
+) -> tuple[_Int64, _Int64]:
+    """Return which bridges cross third edges, and the points of these next to that.
+
+    Specks that will not last are no edges to be joined to.
+    """
+    xy = network.points[:, :2]
+    middle = (network.node_xy[source] + xy[target]) / 2
+    half = np.hypot(*(xy[target] - middle).T)
+    inside = np.ones(len(xy), np.bool_)
+    inside[network.offsets[1:] - 1] = False
+    longest = np.hypot(*np.diff(xy, axis=0).T)[inside[:-1]].max()
+    _, near = _near_points(middle, network.points, half + longest)
+    place = np.unique(near)
+    place = place[inside[place]]
+    pieces = shapely.linestrings(np.stack([xy[place], xy[place + 1]], axis=1))
+    lines = shapely.linestrings(np.stack([network.node_xy[source], xy[target]], axis=1))
+    line, piece = shapely.STRtree(pieces).query(lines, predicate="intersects")
+    edge, joined = _edge_of(network, place[piece]), _edge_of(network, target)[line]
+    own = (network.ends[edge] == source[line, None]).any(axis=1)
+    third = ~own & (edge != joined) & _lasting(network, min_length)[edge]
+    line, piece = line[third], piece[third]
+    meet = shapely.centroid(shapely.intersection(lines[line], pieces[piece]))
+    at, before = shapely.get_coordinates(meet), place[piece]
+    nearer = np.hypot(*(xy[before + 1] - at).T) < np.hypot(*(xy[before] - at).T)
+    return line, before + nearer
+
+
+def _edge_of(network: _Network, point: _Int64) -> _Int64:
+    """Return the edge of each of these points."""
+    edge: _Int64 = np.searchsorted(network.offsets, point, side="right") - 1
+    return edge
+
+
+def _with_nodes(
+    network: _Network, point: _Int64, raster_width: int
+) -> tuple[_Network, _Int64]:
+    """Make nodes of points, and return the node of each of them.
+
+    A point within the width of the road from an end of its edge becomes that node, and
+    so does one from which nothing but a spur would go on.
+    """
+    node = _node_beside(network, point)
+    split = np.unique(point[node == _NONE])
+    count, starts = len(network.node_id), network.offsets[:-1]
+    at = np.concatenate([starts, split])
+    order = np.argsort(at, kind="stable")
+    begins = np.concatenate([network.ends[:, 0], count + np.arange(len(split))])[order]
+    stops = np.roll(begins, -1)
+    edge = np.searchsorted(starts, at[order], side="right") - 1
+    last = np.roll(edge, -1) != edge
+    last[-1:] = True
+    stops[last] = network.ends[edge[last], 1]
+    repeated = np.ones(len(network.points), np.int64)
+    repeated[split] = 2
+    offsets = np.sort(
+        np.concatenate(
+            [
+                network.offsets + np.searchsorted(split, network.offsets),
+                split + np.arange(len(split)) + 1,
+            ]
+        )
+    )
+    xy = network.points[split, :2]
+    ids = _free_ids(network.node_id, xy, raster_width)
+    grown = _Network(
+        np.concatenate([network.node_id, ids]),
+        np.concatenate([network.node_xy, xy]),
+        np.concatenate([network.radius, np.nan_to_num(network.points[split, _RADIUS])]),
+        np.column_stack([begins, stops]),
+        offsets,
+        np.repeat(network.points, repeated, axis=0),
+    )
+    return grown, np.where(node == _NONE, count + np.searchsorted(split, point), node)
+
+
+def _node_beside(network: _Network, point: _Int64) -> _Int64:
+    """Return the node at the end of its edge to which a point is near, or -1."""
+    ends = network.ends[_edge_of(network, point)]
+    way = network.node_xy[ends] - network.points[point, None, :2]
+    far = np.hypot(way[..., 0], way[..., 1])
+    nearer = far.argmin(axis=1)
+    row = np.arange(len(point))
+    nearest = ends[row, nearer]
+    free = _degrees(network)[nearest] == 1
+    spur = _SPUR_FACTOR * network.radius[nearest] + _SPUR_MORE
+    reach = np.where(free, spur, np.maximum(network.radius[nearest], math.sqrt(2)))
+    return np.where(far[row, nearer] <= reach, nearest, _NONE)
+
+
+def _free_ids(taken: _Int64, xy: _Float, raster_width: int) -> _Int64:
+    """Return the pixels that hold these places, or the next that are no ids yet."""
+    used = set(taken.tolist())
+    col, row = np.floor(xy).astype(np.int64).T
+    ids = []
+    for wanted in (row * raster_width + col).tolist():
+        free = wanted
+        while free in used:
+            free += 1
+        used.add(free)
+        ids.append(free)
+    return np.array(ids, np.int64)
 
 
 @_compiled
@@ -687,8 +1065,8 @@ def _each_once(pairs: _Int64, count: int) -> _Int64:
     size = 0
     for place in range(len(pairs)):
         one, other = pairs[place]
-        if not used[one] and not used[other]:
-            used[one] = used[other] = True
+        if not used[one] and (other < 0 or not used[other]):
+            used[one] = used[max(one, other)] = True
             chosen[size] = place
             size += 1
     return chosen[:size]
@@ -696,10 +1074,16 @@ def _each_once(pairs: _Int64, count: int) -> _Int64:
 
 def _sizable(network: _Network, min_length: float) -> _Network:
     """Drop components that are too short, and single edges that are no lines."""
+    return _kept(network, _lasting(network, min_length))
+
+
+def _lasting(network: _Network, min_length: float) -> NDArray[np.bool_]:
+    """Find the edges of components that are long enough, and lines."""
     whole = _of_components(network)
     width = 2 * network.radius[network.ends].max(axis=1, initial=0) - 1
     stout = (whole.edges == 1) & (whole.length < 2 * width)
-    return _kept(network, (whole.length >= min_length) & ~stout)
+    found: NDArray[np.bool_] = (whole.length >= min_length) & ~stout
+    return found
 
 
 class _Components(NamedTuple):

@@ -73,7 +73,7 @@ def trace_roads(
     paths = [_path(folder, value, block) for block in grid]
     return trace_graph(
         Skeleton.concatenate([Skeleton.load(path) for path in paths]),
-        raster_width=labels.width,
+        raster_shape=(labels.height, labels.width),
         rule=rule.graph(pixel_size),
         vetoes=partial(
             crosses, labels=labels, grid=grid, free=(value, BACKGROUND, *through)

@@ -34,11 +34,11 @@ from geounet.outlining import (
     outlined,
     pixel_size,
 )
-from geounet.planning import FeatureTable
 from geounet.raster import Scene, read_tags
 from geounet.recipes import checked
 from geounet.regions import Regions
 from geounet.roads import trace_roads
+from geounet.rules import FeatureTable
 from geounet.schedule import connect, run_tasks
 from geounet.tracing import Labels, RasterLabels, RunTasks, TracedMask, trace_mask
 from geounet.vectorize import compiled_modules
@@ -267,7 +267,7 @@ def export_features(
         overwrite: replace ``output`` if it is there.
         report: told (stage, done, total) as the work goes on.
         **features: how the class becomes features, fields of
-            `geounet.planning.FeatureTable`; None leaves one as it is.
+            `geounet.rules.FeatureTable`; None leaves one as it is.
 
     Returns:
         How many features were written; none is a valid answer, and a valid file.

@@ -61,7 +61,7 @@ def graph_of(
 ) -> RoadGraph:
     skeleton = skeletonize(mask, rule=thin_rule)
     return trace_graph(
-        skeleton, raster_width=mask.shape[1], rule=rule, vetoes=nothing_bars
+        skeleton, raster_shape=mask.shape, rule=rule, vetoes=nothing_bars
     )
 
 
@@ -320,7 +320,7 @@ def test_half_a_skeleton_is_refused(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------- graph
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(40))
 def test_random_networks_are_found_where_they_are(seed: int) -> None:
     lines, width = network(seed)
     mask = drawn(lines, width, (400, 400))
@@ -328,8 +328,8 @@ def test_random_networks_are_found_where_they_are(seed: int) -> None:
     completeness, correctness = shares(graph, lines)
     assert completeness >= 0.97
     assert correctness >= 0.97
-    _, pieces = ndimage.label(mask, EIGHT)
-    assert components(graph) == pieces
+    pieces, _ = ndimage.label(mask, EIGHT)
+    assert components(graph) == (np.bincount(pieces.ravel())[1:] > 20 * width).sum()
     assert abs(np.average(graph.width[:, 0], weights=lengths(graph)) - width) < 0.5
 
 
@@ -431,6 +431,27 @@ def test_a_line_reaches_the_border_of_the_raster() -> None:
     assert graph.node_xy[:, 0].max() > 298.5
 
 
+@pytest.mark.parametrize("far", [20, 24, 30])
+def test_a_road_that_soon_leaves_the_raster_is_no_spur(far: float) -> None:
+    streets = [road((0, far), (300, far)), road((150, 0), (150, 290))]
+    graph = graph_of(drawn(streets, 18))
+    assert degrees(graph) == {4: 1, 1: 4}
+    assert graph.node_xy[:, 1].min() < 2
+
+
+@pytest.mark.parametrize("width", [9, 16, 24])
+@pytest.mark.parametrize("slant", [-40, 30, 50])
+def test_a_line_does_not_turn_into_a_corner_of_its_end(
+    width: int, slant: float
+) -> None:
+    mask = drawn([road((-20, 150), (200, 150))], width)
+    row, col = np.mgrid[:300, :300] + 0.5
+    mask &= col - 150 < (row - 150) * math.tan(math.radians(slant))
+    line = lines_of(graph_of(mask))[0]
+    assert np.abs(shapely.get_coordinates(line)[:, 1] - 150).max() < 0.15 * width + 1
+    assert line.bounds[2] == pytest.approx(150, abs=width / 2)
+
+
 def test_dents_and_bumps_make_no_spurs() -> None:
     mask = drawn([road((20, 150), (280, 150))], 11)
     rng = np.random.default_rng(3)
@@ -520,7 +541,9 @@ def test_scores_are_means_along_the_line() -> None:
     scores = np.zeros(mask.shape, np.uint8)
     scores[:, :150], scores[:, 150:] = 100, 200
     skeleton = skeletonize(mask, rule=THIN, scores=scores)
-    graph = trace_graph(skeleton, raster_width=300, rule=GRAPH, vetoes=nothing_bars)
+    graph = trace_graph(
+        skeleton, raster_shape=(300, 300), rule=GRAPH, vetoes=nothing_bars
+    )
     assert graph.score[0] == pytest.approx(150, abs=2)
     assert np.isnan(graph_of(mask).score[0])
 
@@ -583,7 +606,7 @@ def test_a_vetoed_gap_stays_open() -> None:
         seen.append(lines)
         return everything_bars(lines)
 
-    graph = trace_graph(skeleton, raster_width=300, rule=GRAPH, vetoes=bars)
+    graph = trace_graph(skeleton, raster_shape=(300, 300), rule=GRAPH, vetoes=bars)
     assert len(graph) == 2
     assert seen[0].reshape(2, 2) == pytest.approx(
         np.array([[120, 100], [150, 100]]), abs=1
@@ -636,3 +659,114 @@ def test_short_networks_are_dropped_but_short_edges_are_not() -> None:
 def test_a_blob_is_no_road() -> None:
     mask = rasterio.features.rasterize([(shapely.box(50, 50, 76, 90), 1)], (150, 150))
     assert len(graph_of(mask.astype(np.bool_))) == 0
+
+
+# -------------------------------------------------------------------------------- sides
+
+
+def aside(*points: tuple[float, float], width: float = 8) -> RoadGraph:
+    """A street that ends near the side of another, which goes down at x = 150."""
+    return graph_of(drawn([road((150, 0), (150, 300)), road(*points)], width))
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "joined"),
+    [
+        ((30, 150), (126, 150), True),  # 20 from the other's border
+        ((30, 150), (120, 150), False),  # 26
+        ((60, 80), (130, 150), True),  # at 45 degrees
+        ((120, 20), (138, 150), False),  # beside it
+        ((98, 150), (126, 150), False),  # not twice as long as the gap
+    ],
+)
+def test_an_end_joins_the_side_it_heads_for(
+    start: tuple[float, float], end: tuple[float, float], joined: bool
+) -> None:
+    graph = aside(start, end)
+    assert degrees(graph) == ({3: 1, 1: 3} if joined else {1: 4})
+    if joined:
+        at = int(np.argmax(graph.degree))
+        col, row = np.floor(graph.node_xy[at]).astype(int)
+        assert graph.node_id[at] == row * 300 + col
+        assert graph.node_xy[at, 0] == pytest.approx(150, abs=1)
+        assert 0 < graph.bridged.max() < 0.3
+
+
+def test_an_end_joins_halfway_between_the_nearest_point_and_the_one_ahead() -> None:
+    graph = aside((60, 80), (130, 150))
+    junction = graph.node_xy[graph.degree == 3][0]
+    nearest, ahead = 150, 170
+    assert nearest + 4 < junction[1] < ahead - 4
+
+
+def test_an_end_before_a_vetoed_side_stays_open() -> None:
+    streets = [road((150, 0), (150, 300)), road((30, 150), (126, 150))]
+    graph = trace_graph(
+        skeletonize(drawn(streets, 8), rule=THIN),
+        raster_shape=(300, 300),
+        rule=GRAPH,
+        vetoes=everything_bars,
+    )
+    assert degrees(graph) == {1: 4}
+
+
+def test_an_end_at_the_border_of_the_raster_joins_no_side() -> None:
+    lines = [road((30, 120), (160, -10)), road((168, 0), (168, 300))]
+    assert degrees(graph_of(drawn(lines, 8))) == {1: 4}
+    lines[0] = road((30, 160), (150, 40))
+    assert degrees(graph_of(drawn(lines, 8))) == {3: 1, 1: 3}
+
+
+def test_an_end_near_another_makes_a_corner_without_a_stub() -> None:
+    streets = [road((20, 100), (150, 100)), road((166, 20), (166, 106))]
+    graph = graph_of(drawn(streets, 8))
+    assert degrees(graph) == {1: 2}
+
+
+def test_two_ends_that_touch_beside_each_other_are_joined_once() -> None:
+    streets = [road((20, 100), (150, 100)), road((152, 106), (280, 106))]
+    graph = graph_of(drawn(streets, 8))
+    assert degrees(graph) == {1: 2}
+
+
+def test_a_bridge_across_a_road_has_a_crossing_there() -> None:
+    streets = [
+        road((150, 0), (150, 300)),
+        road((20, 140), (115, 140)),
+        road((185, 140), (280, 140)),
+    ]
+    graph = graph_of(drawn(streets, 8))
+    assert degrees(graph) == {4: 1, 1: 4}
+    assert graph.node_xy[graph.degree == 4][0] == pytest.approx([150, 140], abs=1)
+
+
+def test_bridges_that_cross_meet_in_a_node() -> None:
+    streets = [
+        road((20, 150), (125, 150)),
+        road((175, 150), (280, 150)),
+        road((150, 20), (150, 122)),
+        road((150, 178), (150, 280)),
+    ]
+    graph = graph_of(drawn(streets, 8))
+    assert degrees(graph) == {4: 1, 1: 4}
+    assert graph.node_xy[graph.degree == 4][0] == pytest.approx([150, 150], abs=2)
+
+
+def test_a_speck_in_a_gap_is_no_crossing() -> None:
+    streets = [road((20, 100), (120, 100)), road((160, 100), (280, 100))]
+    graph = graph_of(drawn([*streets, road((140, 93), (140, 108))], 4))
+    assert degrees(graph) == {1: 2}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_lines_meet_in_nodes_alone(seed: int) -> None:
+    lines, width = network(seed)
+    mask = drawn(lines, width / 2 + 2, (400, 400))
+    rng = np.random.default_rng(seed)
+    for row, col in rng.integers(0, 380, (40, 2)):
+        mask[row : row + 20, col : col + 20] = False
+    graph = graph_of(mask)
+    assert len(np.unique(graph.node_id)) == len(graph.node_id)
+    nodes = shapely.union_all(shapely.points(graph.node_xy)).buffer(3)
+    for one, other in itertools.combinations(lines_of(graph), 2):
+        assert one.intersection(other).difference(nodes).is_empty

@@ -141,6 +141,16 @@ def test_what_lies_between_decides_on_a_bridge(
     assert len(graph) == edges
 
 
+@pytest.mark.parametrize(("between", "edges"), [(0, 3), (RIVER, 2)])
+def test_what_lies_before_a_side_decides_too(
+    tmp_path: Path, between: int, edges: int
+) -> None:
+    mask = np.zeros((200, 300), np.uint8)
+    mask[36:44, 20:280] = mask[56:180, 140:148] = ROAD
+    mask[50, :] = between
+    assert len(traced(mask, tmp_path, block_size=100)) == edges
+
+
 def test_a_road_over_a_river_that_the_mask_shows_is_no_gap(tmp_path: Path) -> None:
     mask = np.zeros((80, 300), np.uint8)
     mask[:, 140:160] = RIVER

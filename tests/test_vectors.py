@@ -17,9 +17,9 @@ from scipy import ndimage
 
 from geounet import vectors
 from geounet.errors import ConfigError, OutputError
-from geounet.planning import FeatureTable
 from geounet.recipes import checked
 from geounet.roads import trace_roads
+from geounet.rules import FeatureTable
 from geounet.tracing import trace_mask
 from geounet.vectors import export_features
 from tests.conftest import WriteRaster
