@@ -62,6 +62,14 @@ for _ in range(2):
 json.dump(seconds, sys.stdout)
 """
 
+PEAK = """
+import atexit, pathlib
+from geounet.cli import main
+status = pathlib.Path("/proc/self/status")
+atexit.register(lambda: print(status.read_text().split("VmHWM:")[1].split()[0]))
+main()
+"""
+
 Bytes = NDArray[np.uint8]
 
 
@@ -277,16 +285,18 @@ def memory(args: argparse.Namespace, folder: Path) -> Results:
 
 
 def exported_peak(path: Path, output: Path) -> float:
-    """Return MiB of resident memory that one export of buildings took at most."""
+    """Return MiB of resident memory that one export of buildings took at most.
+
+    As the process itself reads it: what its parent can see of it begins with the
+    parent's own memory, before the child becomes another program.
+    """
     values = ",".join(f"{name}={value}" for name, value in CLASSES.items())
-    words = f"--values {values} --class building --simplify 0"
-    command = [sys.executable, "-m", "geounet", "-q", "export", str(path)]
-    command += [*words.split(), "-o", str(output), "--overwrite"]
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"geounet export {path} failed with status {status}")
-    return usage.ru_maxrss / 1024
+    words = (
+        f"-q export {path} --values {values} --class building --overwrite -o {output}"
+    )
+    command = [sys.executable, "-c", PEAK, *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout) / 1024
 
 
 def compiled(args: argparse.Namespace, folder: Path) -> Results:

@@ -992,8 +992,7 @@ def _with_nodes(
 ) -> tuple[_Network, _Int64]:
     """Make nodes of points, and return the node of each of them.
 
-    A point within the width of the road from an end of its edge becomes that node, and
-    so does one from which nothing but a spur would go on.
+    A point within the width of the road from an end of its edge becomes that node.
     """
     node = _node_beside(network, point)
     split = np.unique(point[node == _NONE])
@@ -1037,9 +1036,7 @@ def _node_beside(network: _Network, point: _Int64) -> _Int64:
     nearer = far.argmin(axis=1)
     row = np.arange(len(point))
     nearest = ends[row, nearer]
-    free = _degrees(network)[nearest] == 1
-    spur = _SPUR_FACTOR * network.radius[nearest] + _SPUR_MORE
-    reach = np.where(free, spur, np.maximum(network.radius[nearest], math.sqrt(2)))
+    reach = np.maximum(network.radius[nearest], math.sqrt(2))
     return np.where(far[row, nearer] <= reach, nearest, _NONE)
 
 

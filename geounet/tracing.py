@@ -35,7 +35,7 @@ from geounet.vectorize import BlockTrace, merge, trace_block
 TRACE_BLOCK = 2048
 """Side of a block to trace, in pixels; the result does not depend on it."""
 
-BAND = 1024
+BAND = 512
 """Rows of the raster whose regions are loaded at once to be handed out."""
 
 BATCH = 8192

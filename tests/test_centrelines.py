@@ -724,7 +724,7 @@ def test_an_end_near_another_makes_a_corner_without_a_stub() -> None:
 
 
 def test_two_ends_that_touch_beside_each_other_are_joined_once() -> None:
-    streets = [road((20, 100), (150, 100)), road((152, 106), (280, 106))]
+    streets = [road((20, 100), (150, 100)), road((151, 107), (280, 107))]
     graph = graph_of(drawn(streets, 8))
     assert degrees(graph) == {1: 2}
 
