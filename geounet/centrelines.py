@@ -128,6 +128,11 @@ class LineRule:
                 raise ConfigError(
                     f"{field.name} must be a length in metres, 0 or more, got {value}"
                 )
+        if self.gap > self.gap_aligned:
+            raise ConfigError(
+                f"gap {self.gap} is more than gap_aligned {self.gap_aligned}: ends "
+                "that head for each other are bridged at least as far as others"
+            )
         if self.max_width == 0:
             raise ConfigError("max_width must be more than 0: it is the widest road")
 

@@ -399,7 +399,13 @@ def _tell(progress: Progress, result: Result) -> None:
     "--gap",
     type=click.FloatRange(0),
     metavar="M",
-    help="Of lines: bridge gaps up to this. 12 if not given.",
+    help="Of lines: bridge gaps between ends up to this. 12 if not given.",
+)
+@click.option(
+    "--gap-aligned",
+    type=click.FloatRange(0),
+    metavar="M",
+    help="Of lines: the same where both ends head for each other. 40 if not given.",
 )
 @click.option("--format", metavar="NAME", help="By the output's suffix unless given.")
 @click.option("--assume-crs", metavar="EPSG:CODE", help="CRS of a raster without one.")

@@ -341,6 +341,7 @@ def test_nodes_that_are_there_are_not_replaced_unasked(
         ({"smooth": True, "regularize": True}, "smooth goes with neither"),
         ({"regularize": True, "connectivity": 8}, "regularize goes with connectivity"),
         ({"geometry": "line", "min_area": 4}, "min_area says nothing about .* 'line'"),
+        ({"geometry": "line", "gap": 50}, "gap 50.* is more than gap_aligned 40"),
         ({"gap": 4}, "gap says nothing about geometry 'polygon'"),
         ({"connectivity": 6}, "connectivity: .*4 or 8, got 6"),
         ({"geometry": "point"}, "geometry: .*'polygon' or 'line', got 'point'"),
