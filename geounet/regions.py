@@ -110,17 +110,23 @@ class Regions:
     def select(self, keep: NDArray[np.bool_] | NDArray[np.integer]) -> Regions:
         """Return the polygons at ``keep``: a mask of length n, or any indices."""
         index = np.arange(len(self))[keep]
-        rings, polygon_offsets = ragged(self.polygon_offsets, index)
-        vertices, ring_offsets = ragged(self.ring_offsets, rings)
+        coords, beyond, mark, ring_offsets, polygon_offsets = _selected(
+            index,
+            self.polygon_offsets,
+            self.ring_offsets,
+            self.coords,
+            self.beyond,
+            self.mark,
+        )
         return Regions(
             value=self.value[index],
             origin=self.origin[index],
             area=self.area[index],
             score_sum=self.score_sum[index],
             score_max=self.score_max[index],
-            coords=self.coords.take(vertices, axis=0),
-            beyond=self.beyond[vertices],
-            mark=self.mark[vertices],
+            coords=coords,
+            beyond=beyond,
+            mark=mark,
             ring_offsets=ring_offsets,
             polygon_offsets=polygon_offsets,
         )
@@ -358,6 +364,46 @@ def ragged(offsets: _Int64, index: _Int64) -> tuple[_Int64, _Int64]:
 
 
 # ------------------------------------------------------------------------------ kernels
+
+
+@_compiled
+def _selected(  # noqa: PLR0917
+    index: _Int64,
+    polygons: _Int64,
+    rings: _Int64,
+    coords: _Int32,
+    beyond: _Bytes,
+    mark: _Bytes,
+) -> tuple[_Int32, _Bytes, _Bytes, _Int64, _Int64]:
+    """Return the vertices of the polygons at ``index``, and where these start."""
+    n_rings = n_vertices = 0
+    for polygon in index:
+        first, end = polygons[polygon], polygons[polygon + 1]
+        n_rings += end - first
+        n_vertices += rings[end] - rings[first]
+    new_coords = np.empty((n_vertices, 2), np.int32)
+    new_beyond, new_mark = (
+        np.empty(n_vertices, np.uint8),
+        np.empty(n_vertices, np.uint8),
+    )
+    new_rings = np.zeros(n_rings + 1, np.int64)
+    new_polygons = np.zeros(len(index) + 1, np.int64)
+    ring = vertex = 0
+    for at in range(len(index)):
+        first, end = polygons[index[at]], polygons[index[at] + 1]
+        start = rings[first]
+        for old in range(first, end):
+            ring += 1
+            new_rings[ring] = vertex + rings[old + 1] - start
+        for old in range(start, rings[end]):
+            new_coords[vertex, 0], new_coords[vertex, 1] = (
+                coords[old, 0],
+                coords[old, 1],
+            )
+            new_beyond[vertex], new_mark[vertex] = beyond[old], mark[old]
+            vertex += 1
+        new_polygons[at + 1] = ring
+    return new_coords, new_beyond, new_mark, new_rings, new_polygons
 
 
 @_compiled

@@ -118,12 +118,11 @@ class TracedMask:
         with its height.
         """
         for band in range(-(-self.grid.height // BAND)):
-            parts = (Regions.load(path) for path in _closed_paths(self.folder, band))
-            here = Regions.concatenate(
-                [part.select(np.isin(part.value, values)) for part in parts]
-            )
-            order = np.argsort(here.origin)
-            for start in range(0, len(here), BATCH):
+            parts = [Regions.load(path) for path in _closed_paths(self.folder, band)]
+            here = Regions.concatenate(parts)
+            order = np.flatnonzero(np.isin(here.value, values))
+            order = order[np.argsort(here.origin[order])]
+            for start in range(0, len(order), BATCH):
                 yield here.select(order[start : start + BATCH])
 
     def objects(self, value: int) -> Iterator[tuple[Regions, NDArray[np.int64]]]:

@@ -873,7 +873,7 @@ def _sweep(  # noqa: PLR0912, PLR0915
     """
     rows, cols = window.shape[0] - 1, window.shape[1] - 1
     scored = scores.size > 0
-    corners = _made(max(4096, window.size // 16), scored)
+    corners = _made(max(4096, window.size // 8), scored)
     touching = np.empty((1024, 2), np.int32)
     count = pairs = 0
     sides = _Sides(
@@ -1099,7 +1099,10 @@ def _room(corners: _Corners, needed: int) -> _Corners:
     if needed <= len(corners.run):
         return corners
     capacity = 2 * needed
-    scored = capacity if len(corners.sum) else 0
+    used, scored = len(corners.sum), capacity if len(corners.sum) else 0
+    sums, peaks = _grown(corners.sum, scored), _grown(corners.max, scored)
+    sums[used:] = 0
+    peaks[used:] = 0
     return _Corners(
         _grown(corners.vertex, capacity),
         _grown(corners.beyond, capacity),
@@ -1107,17 +1110,16 @@ def _room(corners: _Corners, needed: int) -> _Corners:
         _grown(corners.successor, capacity),
         _grown(corners.run, capacity),
         _grown(corners.heading, capacity),
-        _grown(corners.sum, scored),
-        _grown(corners.max, scored),
+        sums,
+        peaks,
     )
 
 
 @_compiled
 def _grown(array: Any, capacity: int) -> Any:
-    """Return a longer copy of an array, with zeros behind."""
+    """Return a longer copy of an array."""
     grown = np.empty((capacity, *array.shape[1:]), array.dtype)
     grown[: len(array)] = array
-    grown[len(array) :] = 0
     return grown
 
 

@@ -212,7 +212,7 @@ def test_known_shapes_give_gdals_polygons_in_any_blocks(name: str) -> None:
 def test_noise_with_more_corners_than_room_was_made_for_is_traced_too() -> None:
     mask = np.random.default_rng(1).integers(0, 2, (150, 140), np.uint8)
     whole = polygonize(mask)
-    assert len(whole.coords) > 2 * max(4096, mask.size // 16)
+    assert len(whole.coords) > 2 * max(4096, mask.size // 8)
     assert ours(whole) == gdals(mask, mask != NODATA)
     assert_same(joined(traces(mask, (120, 100))), whole)
 
