@@ -198,12 +198,12 @@ class Regions:
         Raises:
             CRSError: the transform maps the raster to a line or a point.
         """
-        return _corners(
-            self.coords,
-            self.ring_offsets,
-            np.array([*transform][:6], np.float64),
-            turn_of(transform) > 0,
-        )
+        closed = np.empty_like(self.ring_offsets)
+        xy = np.empty((len(self.coords) + len(closed) - 1, 2))
+        matrix = np.array([*transform][:6], np.float64)
+        backwards = turn_of(transform) > 0
+        used = _corners(self.coords, self.ring_offsets, matrix, backwards, xy, closed)
+        return xy[:used], closed
 
     def geometries(self, transform: Iterable[float]) -> NDArray[np.object_]:
         """Return (n,) shapely Polygons in map coordinates; see ``closed``."""
@@ -407,16 +407,20 @@ def _selected(  # noqa: PLR0917
 
 
 @_compiled
-def _corners(
-    coords: _Int32, offsets: _Int64, transform: _Floats, backwards: bool
-) -> tuple[_Floats, _Int64]:
-    """Place closed rings without straight vertices; also return where each starts.
+def _corners(  # noqa: PLR0917
+    coords: _Int32,
+    offsets: _Int64,
+    transform: _Floats,
+    backwards: bool,
+    xy: _Floats,
+    starts: _Int64,
+) -> int:
+    """Place closed rings without straight vertices, and note where each starts.
 
-    ``backwards`` turns the rings, but for their first vertices.
+    ``backwards`` turns the rings, but for their first vertices. Returns how many
+    vertices there are.
     """
     a, b, c, d, e, f = transform
-    xy = np.empty((len(coords) + len(offsets) - 1, 2))
-    starts = np.empty(len(offsets), np.int64)
     count = 0
     for ring in range(len(offsets) - 1):
         first, end = offsets[ring], offsets[ring + 1]
@@ -439,7 +443,7 @@ def _corners(
         xy[count] = xy[starts[ring]]
         count += 1
     starts[-1] = count
-    return xy[:count], starts
+    return count
 
 
 @_compiled

@@ -444,7 +444,8 @@ def _trace(
     """
     if scores is None:
         scores = np.zeros((0, 0), np.uint8)
-    corners, touching, sides = _sweep(window, _kept(classes), scores)
+    room = _made(max(4096, window.size // 8), scored=scores.size > 0)
+    corners, touching, sides = _sweep(window, _kept(classes), scores, room)
     vertex = corners.vertex
     arcs, curve = _open_arcs(corners)
     n_arcs = len(arcs.entry)
@@ -825,7 +826,9 @@ def _regions(
     order = np.argsort(rings.polygon, kind="stable")
     first = np.flatnonzero(np.diff(rings.polygon[order], prepend=_NONE))
     offsets = offsets_of(rings.length[order])
-    coords, beyond, mark = _gathered_nodes(nodes, rings.start[order], offsets)
+    coords = np.empty((offsets[-1], 2), np.int32)
+    beyond, mark = np.empty(offsets[-1], np.uint8), np.empty(offsets[-1], np.uint8)
+    _gather_nodes(nodes, rings.start[order], offsets, coords, beyond, mark)
     exterior = order[first]
     tally = _tally(curves.polygon, curves.sum, curves.max, len(first))
     return Regions(
@@ -852,7 +855,7 @@ def _keys(vertex: _Int32, stride: int) -> _Int64:
 
 @_compiled
 def _sweep(  # noqa: PLR0912, PLR0915
-    window: _Bytes, kept: NDArray[np.bool_], scores: _Bytes
+    window: _Bytes, kept: NDArray[np.bool_], scores: _Bytes, corners: _Corners
 ) -> tuple[_Corners, _Int32, _Sides]:
     """Find the corners of all outlines, and tie each to its successor.
 
@@ -866,6 +869,7 @@ def _sweep(  # noqa: PLR0912, PLR0915
         window: the mask with a row and a column before each vertex.
         kept: table by mask value: whether it becomes polygons.
         scores: as large as the window, or empty.
+        corners: room for them; more is made if it does not do.
 
     Returns:
         the corners and portals; (m, 2) pairs of convex corners of one class that face
@@ -873,7 +877,6 @@ def _sweep(  # noqa: PLR0912, PLR0915
     """
     rows, cols = window.shape[0] - 1, window.shape[1] - 1
     scored = scores.size > 0
-    corners = _made(max(4096, window.size // 8), scored)
     touching = np.empty((1024, 2), np.int32)
     count = pairs = 0
     sides = _Sides(
@@ -1040,9 +1043,12 @@ def _sweep(  # noqa: PLR0912, PLR0915
     return found, touching[:pairs], sides
 
 
-@_compiled
-def _made(capacity: int, scored: bool) -> _Corners:
-    """Return room for corners; sums and maxima begin with 0."""
+def _made(capacity: int, *, scored: bool) -> _Corners:
+    """Return room for corners; sums and maxima begin with 0.
+
+    Made by numpy and not in a kernel: it asks the system for large pages, which come
+    much faster.
+    """
     return _Corners(
         np.empty((capacity, 2), np.int32),
         np.empty(capacity, np.uint8),
@@ -1268,19 +1274,21 @@ def _walk(successor: _Int32, starts: _Int32, offsets: _Int64) -> _Int32:
 
 
 @_compiled
-def _gathered_nodes(
-    nodes: _Nodes, starts: _Int32, offsets: _Int64
-) -> tuple[_Int32, _Bytes, _Bytes]:
-    """Return vertices, what is beyond them, and marks, in the order of ``_walk``."""
-    coords = np.empty((offsets[-1], 2), np.int32)
-    beyond, mark = np.empty(offsets[-1], np.uint8), np.empty(offsets[-1], np.uint8)
+def _gather_nodes(  # noqa: PLR0917
+    nodes: _Nodes,
+    starts: _Int32,
+    offsets: _Int64,
+    coords: _Int32,
+    beyond: _Bytes,
+    mark: _Bytes,
+) -> None:
+    """Fill in vertices, what is beyond them, and marks, in the order of ``_walk``."""
     for ring in range(len(starts)):
         node = starts[ring]
         for at in range(offsets[ring], offsets[ring + 1]):
             coords[at, 0], coords[at, 1] = nodes.vertex[node, 0], nodes.vertex[node, 1]
             beyond[at], mark[at] = nodes.beyond[node], nodes.mark[node]
             node = nodes.successor[node]
-    return coords, beyond, mark
 
 
 @_compiled
