@@ -35,8 +35,9 @@ from geounet.vectorize import BlockTrace, merge, trace_block
 TRACE_BLOCK = 2048
 """Side of a block to trace, in pixels; the result does not depend on it."""
 
-BAND = 512
-"""Rows of the raster whose regions are loaded at once to be handed out."""
+BAND_PIXELS = 2**23
+"""Pixels of the raster whose regions are loaded at once to be handed out: bands of
+fewer rows where it is wider, so that memory does not grow with it."""
 
 BATCH = 8192
 """Most regions handed out at once: as geometries they take a kilobyte each and more."""
@@ -114,10 +115,10 @@ class TracedMask:
     def regions(self, *values: int) -> Iterator[Regions]:
         """Yield the regions of classes, in the order of their origins, by batches.
 
-        One band is loaded at a time: memory grows with the width of the raster, not
-        with its height.
+        One band of rows is loaded at a time, of as many pixels for any raster.
         """
-        for band in range(-(-self.grid.height // BAND)):
+        rows = _band_rows(self.grid.width)
+        for band in range(-(-self.grid.height // rows)):
             parts = [Regions.load(path) for path in _closed_paths(self.folder, band)]
             here = Regions.concatenate(parts)
             order = np.flatnonzero(np.isin(here.value, values))
@@ -335,7 +336,8 @@ def _save(trace: BlockTrace, folder: Path, here: tuple[int, int, int]) -> None:
     ``here`` are the level, the row and the column of a task.
     """
     trace.without_regions().save(_trace_path(folder, *here))
-    band = trace.regions.origin // (trace.raster_shape[1] * BAND)
+    width = trace.raster_shape[1]
+    band = trace.regions.origin // (width * _band_rows(width))
     for number in np.unique(band).tolist():
         closed = trace.regions.select(band == number)
         closed.save(_closed_path(folder, number, *here))
@@ -359,6 +361,10 @@ def _framed(
 
 def _vertices_path(folder: Path) -> Path:
     return folder / "vertices.npy"
+
+
+def _band_rows(width: int) -> int:
+    return max(1, BAND_PIXELS // width)
 
 
 def _trace_path(folder: Path, level: int, row: int, col: int) -> Path:

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from geounet import tracing
 from geounet.arcs import vertex_bits
 from geounet.classes import NODATA, ClassTable
 from geounet.raster import Scene
@@ -44,10 +45,12 @@ def same(a: Regions, b: Regions) -> bool:
     return all(np.array_equal(getattr(a, n), getattr(b, n)) for n in names)
 
 
+@pytest.mark.parametrize("band", [60, 700, 2**23])
 @pytest.mark.parametrize("block_size", [1, 16, 37, 200])
-def test_regions_come_in_order_whatever_the_blocks(
-    tmp_path: Path, block_size: int
+def test_regions_come_in_order_whatever_the_blocks_and_bands(
+    tmp_path: Path, block_size: int, band: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tracing, "BAND_PIXELS", band)
     mask = blobs(90, 60) if block_size > 1 else blobs(12, 9)
     best = np.random.default_rng(1).integers(1, 255, mask.shape, dtype=np.uint8)
     parts = staged(tmp_path / "parts", mask, core=25)
