@@ -26,6 +26,19 @@ DRAWN = 4096
 STRIPE = 256
 """Rows of a scene that are repeated at once."""
 
+COMMAND = """
+import atexit, pathlib, resource
+from geounet.cli import main
+def peak():
+    own = pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
+    print(max(int(own), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+atexit.register(peak)
+main()
+"""
+"""`geounet`, which prints its own peak memory in KiB at the end, or that of its largest
+process. What its parent can see of it begins with the parent's own memory, before the
+child becomes another program."""
+
 Results = dict[str, float]
 
 
@@ -47,15 +60,20 @@ class Job:
 
 def run_job(scene: Path, output: Path, *options: str) -> Job:
     """Run the whole command once."""
-    command = [sys.executable, "-m", "geounet", "-q", "run", str(scene)]
     started = time.perf_counter()
-    process = subprocess.Popen([*command, "-o", str(output), *options])
-    _, status, usage = os.wait4(process.pid, 0)
+    peak = run_command("run", str(scene), "-o", str(output), *options)
     seconds = time.perf_counter() - started
-    if status:
-        raise SystemExit(f"geounet run {scene} failed with status {status}")
     receipt = json.loads((output / f"{scene.stem}.json").read_text())
-    return Job(seconds=seconds, peak=usage.ru_maxrss / 1024, receipt=receipt)
+    return Job(seconds=seconds, peak=peak, receipt=receipt)
+
+
+def run_command(*words: str) -> float:
+    """Run `geounet` once, quietly; return MiB of resident memory at most."""
+    command = [sys.executable, "-c", COMMAND, "-q", *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"geounet {' '.join(words)} ended with {done.returncode}")
+    return int(done.stdout.split()[-1]) / 1024
 
 
 def drawn_scene(folder: Path, *, size: int = DRAWN) -> Path:

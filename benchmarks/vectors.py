@@ -32,7 +32,7 @@ import rasterio.features
 import shapely.geometry
 from numpy.typing import NDArray
 
-from benchmarks.jobs import Results, median_ratio, show
+from benchmarks.jobs import Results, median_ratio, run_command, show
 from benchmarks.masks import CLASSES, CRS, TRANSFORM, mosaic
 from geounet.classes import NODATA, LabelWindow
 from geounet.rules import FeatureTable
@@ -60,14 +60,6 @@ for _ in range(2):
     polygonize(mask, classes=[1, 2, 3])
     seconds.append(time.perf_counter() - started)
 json.dump(seconds, sys.stdout)
-"""
-
-PEAK = """
-import atexit, pathlib
-from geounet.cli import main
-status = pathlib.Path("/proc/self/status")
-atexit.register(lambda: print(status.read_text().split("VmHWM:")[1].split()[0]))
-main()
 """
 
 Bytes = NDArray[np.uint8]
@@ -285,18 +277,10 @@ def memory(args: argparse.Namespace, folder: Path) -> Results:
 
 
 def exported_peak(path: Path, output: Path) -> float:
-    """Return MiB of resident memory that one export of buildings took at most.
-
-    As the process itself reads it: what its parent can see of it begins with the
-    parent's own memory, before the child becomes another program.
-    """
+    """Return MiB of resident memory that one export of buildings took at most."""
     values = ",".join(f"{name}={value}" for name, value in CLASSES.items())
-    words = (
-        f"-q export {path} --values {values} --class building --overwrite -o {output}"
-    )
-    command = [sys.executable, "-c", PEAK, *words.split()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout) / 1024
+    words = f"export {path} --values {values} --class building --overwrite -o {output}"
+    return run_command(*words.split())
 
 
 def compiled(args: argparse.Namespace, folder: Path) -> Results:

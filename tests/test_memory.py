@@ -15,10 +15,12 @@ from tests.networks import random_model, tiny_card
 WIDTH = 4096
 
 MEASURE = """
-import resource, sys
+import pathlib, sys
 import geounet
 from geounet import pipeline
-peak = lambda: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+# not getrusage: that begins with the memory of the process that started this one
+status = pathlib.Path("/proc/self/status")
+peak = lambda: print(int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024)
 release = pipeline.release_memory
 pipeline.release_memory = lambda: (peak(), release())  # inference has ended
 scene, out, model, tile_size = sys.argv[1:]
