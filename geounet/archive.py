@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from geounet.errors import ConfigError, GeounetError
-from geounet.pipeline import Report, Result, execute, scheduler, skipped
+from geounet.pipeline import Result, execute, scheduler, skipped
 from geounet.planning import Recipe, check_recipe, make_recipe, plan
+from geounet.progress import Report
 from geounet.raster import replacing
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from geounet.pipeline import Report, Result, run
+from geounet.pipeline import Result, run
+from geounet.progress import Report
 from geounet.raster import make_folder
 from geounet.synthetic import CLASSES, draw_scene, write_scene, write_truth
 from geounet.tiling import Window

@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,6 +44,7 @@ from geounet.planning import (
     plan,
     read_receipt,
 )
+from geounet.progress import Report
 from geounet.raster import (
     Scene,
     footprint,
@@ -66,9 +67,6 @@ R = TypeVar("R")
 
 WRITERS = 2
 """Files written at once: compressing and formatting take turns on a core each."""
-
-Report = Callable[[str, int, int], None]
-"""Told (stage, done, total) as the work goes on."""
 
 
 # --- the run ----------------------------------------------------------------------

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+Report = Callable[[str, int, int], None]
+"""Told (stage, done, total) as the work goes on."""
 PLAIN_SECONDS = 10.0
 """Least time between two plain lines of one stage."""
 UNITS = {"infer": "px"}

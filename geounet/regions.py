@@ -317,13 +317,17 @@ def save_arrays(path: str | Path, arrays: Mapping[str, Any]) -> None:
 
 
 def load_arrays(
-    path: str | Path, made_into: Callable[[dict[str, NDArray[Any]]], T]
+    path: str | Path,
+    made_into: Callable[[dict[str, NDArray[Any]]], T],
+    *,
+    what: str = "a block trace",
 ) -> T:
     """Read what ``save_arrays`` wrote; nothing in the file can execute code.
 
     Args:
         path: the file.
         made_into: what makes something of the arrays, which are not to be written to.
+        what: the file should hold.
 
     Raises:
         RasterError: the file is cut short, or has other arrays.
@@ -339,7 +343,7 @@ def load_arrays(
         return made_into(arrays)
     except _NO_ARRAYS as error:
         raise RasterError(
-            f"{path} is not a block trace ({error}); delete it and trace again"
+            f"{path} is not {what} ({error}); delete it and trace again"
         ) from error
 
 

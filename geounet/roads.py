@@ -162,4 +162,4 @@ def _grown(core: Window, halo: int, labels: Labels) -> Window:
 
 
 def _path(folder: Path, value: int, block: Tile) -> Path:
-    return folder / f"line-{value:03d}-{block.row:05d}-{block.col:05d}.npz"
+    return folder / f"line-{value:03d}-{block.row:05d}-{block.col:05d}.trace"

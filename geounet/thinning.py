@@ -20,7 +20,6 @@ A block of 2 x 2 pixels with nothing around it is taken away whole, as by the or
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -30,10 +29,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from geounet.errors import RasterError
+from geounet.regions import load_arrays, save_arrays
 
-_NO_SKELETON = (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile)
-"""What numpy raises on a file that is not what ``Skeleton.save`` wrote."""
 _NEIGHBOURS = 8
 _FULL = 255
 """The neighbourhood of a pixel inside."""
@@ -113,10 +110,8 @@ class Skeleton:
         return Skeleton(**joined)
 
     def save(self, path: str | Path) -> None:
-        """Write to an ``.npz`` file; the same pixels give the same bytes."""
-        arrays: dict[str, Any] = {name: getattr(self, name) for name in _names()}
-        with Path(path).open("wb") as file:
-            np.savez(file, **arrays)
+        """Write to a file; the same pixels give the same bytes."""
+        save_arrays(path, {name: getattr(self, name) for name in _names()})
 
     @classmethod
     def load(cls, path: str | Path) -> Skeleton:
@@ -125,14 +120,11 @@ class Skeleton:
         Raises:
             RasterError: the file is not a whole skeleton.
         """
-        try:
-            with Path(path).open("rb") as file:
-                arrays: dict[str, Any] = dict(np.load(file, allow_pickle=False))
-                return cls(**{name: arrays[name] for name in _names()})
-        except _NO_SKELETON as error:
-            raise RasterError(
-                f"{path} is not a skeleton ({error}); delete it and trace again"
-            ) from error
+        return load_arrays(
+            path,
+            lambda arrays: cls(**{name: arrays[name] for name in _names()}),
+            what="a skeleton",
+        )
 
 
 def _names() -> list[str]:

@@ -34,6 +34,7 @@ from geounet.outlining import (
     outlined,
     pixel_size,
 )
+from geounet.progress import Report
 from geounet.raster import Scene, read_tags
 from geounet.recipes import checked
 from geounet.regions import Regions
@@ -47,8 +48,6 @@ log = logging.getLogger(__name__)
 
 NOISE = (10_000, 8)
 """So many polygons of fewer pixels than that on average look like noise."""
-Report = Callable[[str, int, int], None]
-"""Told (stage, done, total) as the work goes on."""
 WORKERS = 2
 """Blocks that `export_features` traces at once: one is read while one is traced."""
 

@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.glob("*.py"))
 
 LAYERS = [
     {"errors"},
-    {"tiling", "unet", "progress", "recipes", "regions", "thinning", "formats"},
+    {"tiling", "unet", "progress", "recipes", "regions", "formats"},
     {
         "raster",
         "model",
@@ -34,13 +34,14 @@ LAYERS = [
         "levelwise",
         "blending",
         "lut",
-        "centrelines",
+        "thinning",
     },
     {
         "chips",
         "inference",
         "stitching",
         "tracing",
+        "centrelines",
         "outlining",
         "features",
         "rfc7946",

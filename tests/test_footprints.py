@@ -4,6 +4,7 @@ import time
 from functools import cache
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pytest
 import shapely
@@ -155,8 +156,7 @@ def upright(polygon: shapely.Polygon) -> bool:
 
 
 def test_real_footprints_come_back_better_than_their_pixels(shared_data: Path) -> None:
-    geopandas = pytest.importorskip("geopandas")
-    frame = geopandas.read_file(shared_data / "train" / "banepa_a_building.geojson")
+    frame = gpd.read_file(shared_data / "train" / "banepa_a_building.geojson")
     ground = frame.to_crs(frame.estimate_utm_crs()).geometry[:300]
     drawn = [real for shape in ground for real in real_ones(shape)]
     regions = traced(drawn)
