@@ -312,10 +312,7 @@ def _regularized(
 
 
 def _fitted(regions: Regions, value: int, style: _Style) -> _Held:
-    """Fit footprints to the regions of a class, if it has such; else only draw them.
-
-    A building that shares a wall with something else that is handed out keeps it.
-    """
+    """Fit footprints to the regions of a class, if it has such; else only draw them."""
     kept, _ = style.sieved(regions.select(regions.value == value), None, value)
     left, shapes = style.drawn(kept, value)
     plain = Shapes.of(left) if shapes is None else shapes
@@ -327,9 +324,8 @@ def _fitted(regions: Regions, value: int, style: _Style) -> _Held:
         left.polygon_offsets,
         aspect=style.pixel[1] / style.pixel[0],
     )
-    others = [other for other in style.rules if other != value]
-    gives_way = (fits.kind == Kind.KEPT) | left.borders(*others)
-    return _without_fits(_Held(left, plain, Shapes(*fits[:3]), gives_way))
+    kept_as_is = fits.kind == Kind.KEPT
+    return _without_fits(_Held(left, plain, Shapes(*fits[:3]), kept_as_is))
 
 
 def _without_fits(held: _Held) -> _Held:
@@ -338,7 +334,7 @@ def _without_fits(held: _Held) -> _Held:
 
 
 def _compared(parts: Sequence[_Held]) -> _Held:
-    """Return all of them, and which footprints meet a neighbour."""
+    """Return all of them, and which footprints meet a neighbour or share a wall."""
     held = _Held(
         Regions.concatenate([part.regions for part in parts]),
         Shapes.concatenate([part.plain for part in parts]),

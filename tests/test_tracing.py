@@ -67,8 +67,9 @@ def test_regions_come_in_order_whatever_the_blocks_and_bands(
 @pytest.mark.parametrize("block_size", [5, 16, 200])
 @pytest.mark.parametrize("seed", range(3))
 def test_objects_are_the_eight_connected_ones_in_any_blocks(
-    tmp_path: Path, block_size: int, seed: int
+    tmp_path: Path, block_size: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tracing, "BATCH", 7)  # so that most come in several batches
     mask = blobs(60, 50, seed=seed)
     if seed == 2:
         mask = np.random.default_rng(2).integers(0, 3, (60, 50), np.uint8)

@@ -265,6 +265,24 @@ def test_classes_written_together_never_overlap(
     assert (corners == 5).sum() > 1  # and still some were squared
 
 
+def test_a_footprint_gives_way_to_what_pokes_into_its_niche(
+    tmp_path: Path, write_raster: WriteRaster
+) -> None:
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:30, 10:50] = 1
+    mask[28:30, 28:31] = 0  # a niche, which a rectangle would cover
+    mask[31:39] = 2
+    mask[29:31, 29] = 2  # of the road, and nowhere beside the house
+    raster = write_raster(mask[None], metres=METRES)
+    alone = layer(raster, tmp_path / "b.gpkg", "building", regularize=True)
+    assert shapely.get_num_coordinates(alone.geometry.to_numpy()).tolist() == [5]
+    tables = {"building": FeatureTable(regularize=True), "road": FeatureTable()}
+    found = written_together(raster, tmp_path / "out", tables)
+    (house,), (road,) = found["building"].geometry, found["road"].geometry
+    assert len(house.exterior.coords) > 5
+    assert house.intersection(road).area == 0
+
+
 def test_a_wall_shared_with_a_class_that_is_written_stays_shared(
     tmp_path: Path, write_raster: WriteRaster
 ) -> None:
