@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from geounet import vectorize
     from geounet.archive import run_archive
     from geounet.errors import GeounetError
+    from geounet.evaluation import evaluate
+    from geounet.folds import train_model
     from geounet.inference import Predictor
     from geounet.model import load_model
     from geounet.pipeline import Result, run
     from geounet.planning import Recipe, plan
     from geounet.raster import Scene
     from geounet.tiling import TileGrid
-    from geounet.training import train_model
     from geounet.vectors import export_features
 
 _HOMES = {
@@ -27,12 +28,13 @@ _HOMES = {
     "Result": "pipeline",
     "Scene": "raster",
     "TileGrid": "tiling",
+    "evaluate": "evaluation",
     "export_features": "vectors",
     "load_model": "model",
     "plan": "planning",
     "run": "pipeline",
     "run_archive": "archive",
-    "train_model": "training",
+    "train_model": "folds",
     "vectorize": "vectorize",
 }
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "Result",
     "Scene",
     "TileGrid",
+    "evaluate",
     "export_features",
     "load_model",
     "plan",

@@ -27,6 +27,12 @@ CLASSES_TAG = "GEOUNET_CLASSES"
 """Raster tag: JSON list of {id, name, colour, threshold}."""
 SCALE_TAG = "GEOUNET_SCORE_SCALE"
 """Raster tag of score rasters: what one unit is as a probability."""
+ERROR_COLOURS = {"true": "#009e73", "missed": "#f0e442", "false": "#d55e00"}
+"""What was found and is there, is there and was not found, was found and is not there.
+
+Of Okabe and Ito's palette, which most people with impaired colour vision tell apart
+(2008, "Color Universal Design", https://jfly.uni-koeln.de/color/).
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

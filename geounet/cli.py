@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +23,6 @@ from geounet.progress import Progress
 
 if TYPE_CHECKING:
     from geounet.archive import Outcome
-    from geounet.evaluation import PathScore, RoadScores
     from geounet.exactness import Exactness
     from geounet.pipeline import Result
 
@@ -519,10 +517,11 @@ def train(progress: Progress, /, recipe: Path) -> None:
       geounet train train            the shipped recipe, on drawn scenes
       geounet train my-recipe.toml
     """
-    from geounet.training import Step, train_model
+    from geounet.folds import train_model
+    from geounet.training import Step
 
     def report(step: Step) -> None:
-        progress.report(f"train (loss {step.loss:.3f})", step.step, step.steps)
+        progress.report(f"{step.part} (loss {step.loss:.3f})", step.step, step.steps)
 
     path = train_model(recipe, report=report)
     progress.close()
@@ -599,12 +598,47 @@ def _pixels(derived: int | None, declared: int | None = None) -> str:
 @click.argument("predicted", type=PATH)
 @click.argument("truth", type=PATH)
 @click.option(
+    "--pixels", "compare", flag_value="pixels", default=None, help="Compare pixels."
+)
+@click.option(
+    "--footprints",
+    "compare",
+    flag_value="footprints",
+    default=None,
+    help="Compare polygons one by one.",
+)
+@click.option(
     "--roads",
-    "kind",
+    "compare",
     flag_value="roads",
-    required=True,
-    expose_value=False,
+    default=None,
     help="Compare road lines.",
+)
+@click.option(
+    "--class",
+    "class_names",
+    type=_NameList(),
+    help="Classes to compare, all that both have unless given; or what polygons are "
+    "that do not say it.",
+)
+@click.option(
+    "--classes",
+    "values",
+    type=_Values(),
+    help="Values of the classes of rasters that do not name them.",
+)
+@click.option(
+    "--ignore",
+    type=_Numbers(int),
+    default=None,
+    help="Values of the truth that say nothing, beside its nodata.",
+)
+@click.option(
+    "--boundary",
+    type=click.FloatRange(0, min_open=True),
+    default=2.0,
+    metavar="M",
+    help="Metres from outlines that boundary IoU is about.",
 )
 @click.option(
     "--buffer",
@@ -613,60 +647,51 @@ def _pixels(derived: int | None, declared: int | None = None) -> str:
     metavar="M",
     help="Metres within which a line matches.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table.")
-def evaluate(*, predicted: Path, truth: Path, buffer: float, as_json: bool) -> None:
-    """Compare what was found with the truth; both are vector files in any CRS.
+@click.option("--picture", type=PATH, help="Write a PNG of the errors in pixels.")
+@click.option("--image", type=PATH, help="The scene, in grey under the errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, not tables.")
+@click.pass_obj
+def evaluate(
+    progress: Progress,
+    /,
+    *,
+    predicted: Path,
+    truth: Path,
+    as_json: bool,
+    ignore: tuple[int, ...] | None,
+    **options: Any,
+) -> None:
+    """Compare what was found with the truth: rasters, vector files, or folders of them.
 
-    Completeness, correctness and quality say how much of the lines matches; APLS
-    (average path length similarity), how alike the ways through both networks are.
-    Roads are connected where lines share a vertex, or one ends on another.
+    Pixels are compared where there are rasters or polygons: IoU, F1, precision, recall
+    and boundary IoU of each class. Polygons are compared with polygons as footprints
+    too, one to one. Lines are compared as roads: by length, and by the ways through
+    both networks (APLS). The two may have any CRS and any pixels; of folders, scenes
+    are paired by name. Ground that the truth does not label never counts.
 
     \b
     Examples:
-      geounet evaluate out/scene_road.geojson osm_roads.gpkg --roads
-      geounet evaluate found.geojson truth.geojson --roads --buffer 5 --json
+      geounet evaluate out/scene_mask.tif truth.tif --picture errors.png
+      geounet evaluate out/ labels/ --classes building=1,road=2 --ignore 0,255
+      geounet evaluate out/scene_building.geojson osm.gpkg --class building
+      geounet evaluate out/scene_road.geojson osm_roads.gpkg --roads --json
     """
-    from geounet.evaluation import evaluate_roads
+    from geounet.evaluation import evaluate as compare
+    from geounet.scoretable import road_table, table
 
-    scores = evaluate_roads(predicted, truth, buffer=buffer)
+    try:
+        found = compare(
+            predicted, truth, ignore=ignore or (), report=progress.report, **options
+        )
+    finally:
+        progress.close()
+    roads = found.total.roads if len(found.scenes) == 1 else None
     if as_json:
-        click.echo(json.dumps(scores.record(), indent=2, allow_nan=False))
+        record = roads.record() if roads else found.record()
+        click.echo(json.dumps(record, indent=2, allow_nan=False))
         return
-    for label, (value, words) in _road_rows(scores).items():
-        shown = "n/a" if math.isnan(value) else f"{value:.3f}"
-        click.echo(f"{label:20}{shown:>5}  {words}".rstrip())
-
-
-def _road_rows(scores: RoadScores) -> dict[str, tuple[float, str]]:
-    """Say what was compared, beside each score."""
-    true, found = scores.truth_length / 1000, scores.predicted_length / 1000
-    near = f"within {scores.buffer:g} m of"
-    return {
-        "completeness": (
-            scores.completeness,
-            f"of {true:.3f} km of truth {near} the prediction",
-        ),
-        "correctness": (
-            scores.correctness,
-            f"of {found:.3f} km predicted {near} the truth",
-        ),
-        "quality": (scores.quality, ""),
-        "APLS": (scores.apls, ""),
-        "  true paths": (scores.truth_paths.score, _paths(scores.truth_paths)),
-        "  predicted paths": (
-            scores.predicted_paths.score,
-            _paths(scores.predicted_paths),
-        ),
-    }
-
-
-def _paths(score: PathScore) -> str:
-    drawn = score.control_points < score.control_points_there
-    return (
-        f"{score.paths} paths between {score.control_points} control points"
-        + (f", drawn from {score.control_points_there}," if drawn else ",")
-        + f" of which {score.control_points_found} lie on the other network"
-    )
+    for line in road_table(roads) if roads else table(found):
+        click.echo(line)
 
 
 @main.command()

@@ -1,579 +1,514 @@
-"""How well what was found agrees with the truth.
+"""How well what was found agrees with the truth: pixels, footprints, roads.
 
-Roads are compared as lines on the ground and as a network to travel on. By length,
-after Heipke et al. (1997, Evaluation of automatic road extraction, IAPRS 32-3/2W3) and
-Wiedemann et al. (1998, Empirical evaluation of automatically extracted road axes,
-CVPR workshop on empirical evaluation methods): a stretch matches if it lies within a
-buffer around the other's lines, whatever its direction. By routes, the Average Path
-Length Similarity (APLS) of Van Etten, Lindenbaum and Bacastow (2018, SpaceNet,
-https://arxiv.org/abs/1807.01232): each shortest path between control points of one
-network is sought in the other, and counts by how much longer or shorter it is there.
+What is compared is chosen by what the two are. `geounet.agreement` says what is
+counted of pixels, `geounet.matching` of footprints, `geounet.networks` of roads, and
+`geounet.classmaps` how maps of any origin come onto one grid. docs/evaluation.md says
+what each figure means.
 
-**What is connected.** Lines that share a vertex, at an end or on the way, as in
-OpenStreetMap and in SpaceNet's labels; and a line that ends on another. Lines that
-cross without a common vertex are not: one is a bridge.
-
-**What is not as in SpaceNet's program**, which the paper leaves open: control points
-lie on straight edges too, lines that run on into one another are one edge however they
-were cut into features, and both directions use the same number of control points.
+Memory does not grow with a raster: it is read in windows of `WINDOW` pixels, with the
+halo that outlines need. No figure depends on where windows lie.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, TypeAlias
 
-import geopandas as gpd
 import numpy as np
-import shapely
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components, dijkstra
-from scipy.spatial import KDTree
 
-from geounet.errors import ConfigError, CRSError, RasterError
+from geounet.agreement import LABELS, PixelAgreement, PixelCounts, Tally, Units
+from geounet.classmaps import (
+    ClassMap,
+    ClassPolygons,
+    Grid,
+    Pair,
+    common_grid,
+    name_classes,
+    open_placed,
+    open_raster,
+    sampler,
+)
+from geounet.errormap import ErrorMap, write_error_map
+from geounet.errors import ConfigError, RasterError
+from geounet.estimates import Estimate, without_nan
+from geounet.labels import EXTENT, IGNORE
+from geounet.layers import (
+    LINE,
+    POLYGON,
+    bounds_of,
+    in_metres,
+    joined,
+    kind_of,
+    read_layer,
+)
+from geounet.matching import (
+    FootprintAgreement,
+    FootprintCounts,
+    Unlabelled,
+    count_footprints,
+)
+from geounet.networks import (
+    BUFFER,
+    RoadScores,
+    compare_roads,
+    evaluate_roads,
+    pooled,
+    road_estimates,
+)
+from geounet.pairing import RASTERS, SceneFiles, paired
+from geounet.progress import Report
+from geounet.tiling import TileGrid
 
-BUFFER = 3.0
-"""Metres from the other's lines within which a stretch of line matches."""
-SPACING = 50.0
-"""Most metres between control points along an edge."""
-SNAP = 4.0
-"""Metres that a control point may lie off the other network."""
-SHORTEST = 10.0
-"""Metres of the shortest path that counts, as in SpaceNet's program: over less, what
-snapping moves decides."""
-CONTROL_POINTS = 500
-"""Most control points of a network; of more, as many are drawn, always the same. Of
-25,000 of a drawn city, others would have moved APLS by 0.007 (standard deviation)."""
+__all__ = ["Evaluation", "SceneScores", "evaluate", "evaluate_roads"]
 
-_TOUCH = 0.01
-"""Metres between what is one point; 7 decimals of a degree move one by 8 mm at most."""
-_GRACE = 1e-6
-"""Metres by which rounding may put what lies exactly at a distance beyond it."""
-_FLAT = 1e-12
-"""Least slope that is divided by."""
-_SEGMENTS = 20_000
-"""Segments matched, and `_SOURCES` routed from, at once: this bounds the memory."""
-_SOURCES = 64
-_WANTED = "LineString"
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
-Geometries = NDArray[np.object_]
+BOUNDARY = 2.0
+"""Metres from an outline within which boundary IoU looks."""
+BLOCK = 256.0
+"""Metres of the squares of ground that are drawn again for the intervals of a scene;
+doubled until a scene has at most `MOST_BLOCKS`."""
+MOST_BLOCKS = 1000
+WINDOW = 2048
+"""Pixels of the side of a window."""
+Comparison: TypeAlias = Literal["pixels", "footprints", "roads"]
+_IMAGES = ("GTiff", "JPEG", "PNG")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PathScore:
-    """How the paths of one network fare in another."""
+class SceneScores:
+    """What was found of one scene, or of all of them; None for what was not compared.
 
-    score: float
-    """1 less the mean of min(1, |L - L'| / L); NaN where there is no path."""
-    paths: int
-    """Pairs of control points that a path of `SHORTEST` or more joins: the compared."""
-    control_points: int
-    """Control points whose paths were compared."""
-    control_points_found: int
-    """Of those, the ones within `SNAP` of the other network."""
-    control_points_there: int
-    """Control points that there are: more than were compared if they were sampled."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoadScores:
-    """Agreement of predicted road lines with true ones; NaN where nothing is divided.
-
-    With prediction and truth swapped, completeness and correctness are swapped and
-    APLS stays. Quality does not stay quite: its true positives are predicted lengths.
+    Intervals are over blocks of ground in a scene, over scenes in a total.
     """
 
-    completeness: float
-    """Length of the truth that is matched, of its length."""
-    correctness: float
-    """Predicted length that is matched, of the predicted length."""
-    quality: float
-    """TP / (TP + FP + FN): matched prediction, of prediction and unmatched truth."""
-    apls: float
-    """Harmonic mean of both directions. A network without a path scores 0 against
-    one that has any; two without are not compared."""
-    buffer: float
-    """Metres within which a line matched."""
-    truth_length: float
-    """Metres."""
-    predicted_length: float
-    """Metres."""
-    truth_paths: PathScore
-    """Paths of the truth, sought in the prediction."""
-    predicted_paths: PathScore
-    """Paths of the prediction, sought in the truth."""
+    name: str
+    pixels: PixelAgreement | None = None
+    footprints: tuple[FootprintAgreement, ...] | None = None
+    roads: RoadScores | None = None
+    road_estimates: Mapping[str, Estimate] | None = None
+    """Of a total of several scenes: the scores of roads with their intervals."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The scores of every scene, and of all together."""
+
+    scenes: tuple[SceneScores, ...]
+    total: SceneScores
+    """Of all ground, footprints or roads at once: no mean of the scenes' scores."""
+    classes: tuple[str, ...]
+    """What was compared, apart from roads."""
+    only_in_truth: tuple[str, ...]
+    """Classes of the truth that the prediction does not know: not compared."""
+    only_in_prediction: tuple[str, ...]
+    """The reverse: not compared, and none of the classes where they were predicted."""
+    units: str
+    """What was drawn again for the intervals of the total: "scenes", or "blocks of
+    256 m"."""
 
     def record(self) -> dict[str, Any]:
         """Return what JSON can hold: None for NaN."""
-        return _without_nan(dataclasses.asdict(self))
+        record: dict[str, Any] = without_nan(dataclasses.asdict(self))
+        return record
 
 
-def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_nan(value)
-        if isinstance(value, dict)
-        else None
-        if isinstance(value, float) and math.isnan(value)
-        else value
-        for name, value in values.items()
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """What is to be compared, and how."""
+
+    compare: Comparison | None
+    names: tuple[str, ...] | None
+    values: Mapping[str, int]
+    ignored: tuple[int, ...]
+    boundary: float
+    buffer: float
+    picture: Path | None
+    image: Path | None
+    report: Report | None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.boundary) and self.boundary > 0):
+            raise ConfigError(
+                f"boundary must be a length above 0 m, got {self.boundary}"
+            )
+        if self.image is not None and self.picture is None:
+            raise ConfigError("an image is only for a picture; give --picture too")
+        if self.picture is not None and self.compare in {"footprints", "roads"}:
+            raise ConfigError(f"a picture shows pixels; {self.compare} have none")
 
 
-def evaluate_roads(
-    predicted: str | Path, truth: str | Path, *, buffer: float = BUFFER
-) -> RoadScores:
-    """Compare two files of road lines, in any coordinate systems.
+def evaluate(
+    predicted: str | Path,
+    truth: str | Path,
+    *,
+    compare: Comparison | None = None,
+    class_names: Sequence[str] | None = None,
+    values: Mapping[str, int] | None = None,
+    ignore: Sequence[int] = (),
+    boundary: float = BOUNDARY,
+    buffer: float = BUFFER,
+    picture: str | Path | None = None,
+    image: str | Path | None = None,
+    report: Report | None = None,
+) -> Evaluation:
+    """Compare what was found with the truth.
 
     Args:
-        predicted: a vector file of LineStrings; of several layers the one with lines.
-        truth: likewise.
+        predicted: a raster of classes, a vector file, or a folder of those.
+        truth: likewise; of folders, scenes are paired by the names of their files.
+        compare: what; unless given, pixels where there are rasters or polygons,
+            footprints too where both are polygons, roads where both are lines.
+        class_names: the classes to compare; unless given, all that both have. Of
+            polygons that do not say their class: the one that they are.
+        values: class name -> value, of rasters that do not name their classes.
+        ignore: values of the truth that say nothing, beside its nodata.
+        boundary: metres from an outline within which boundary IoU looks.
         buffer: metres within which a line matches.
+        picture: where to write a PNG of the errors.
+        image: the scene, to be shown in grey under them.
+        report: told ("compare", windows done, windows).
 
     Raises:
-        ConfigError: ``buffer`` is not a positive length.
-        CRSError: a file does not say where it lies, or lies outside its own CRS.
-        RasterError: a file cannot be read, or holds something else than lines.
+        ConfigError: an option has a value that is not allowed, or does not fit what
+            is compared; a class is not there.
+        CRSError: a file does not say where it lies.
+        RasterError: a file cannot be read; the two do not overlap, or are of kinds
+            that cannot be compared; the truth has nothing to compare with.
+        OutputError: the picture cannot be written.
     """
-    _check_buffer(buffer)
-    return compare_roads(
-        *in_metres([read_lines(predicted), read_lines(truth)]), buffer=buffer
-    )
-
-
-def compare_roads(
-    predicted: Geometries, truth: Geometries, *, buffer: float = BUFFER
-) -> RoadScores:
-    """Compare road lines.
-
-    Args:
-        predicted: (n,) LineStrings, in metres.
-        truth: (m,) LineStrings, in the same metres.
-        buffer: metres within which a line matches.
-
-    Raises:
-        ConfigError: ``buffer`` is not a positive length.
-    """
-    _check_buffer(buffer)
-    found, real = _network(predicted), _network(truth)
-    found_length, real_length = (float(n.segments.length.sum()) for n in (found, real))
-    true_positive = matched_length(found.segments, real.segments, buffer)
-    matched = matched_length(real.segments, found.segments, buffer)
-    truth_paths, predicted_paths = _compared(real, found), _compared(found, real)
-    return RoadScores(
-        completeness=_share(matched, real_length),
-        correctness=_share(true_positive, found_length),
-        quality=_share(true_positive, found_length + real_length - matched),
-        apls=_harmonic_mean(truth_paths.score, predicted_paths.score),
+    task = _Task(
+        compare=compare,
+        names=tuple(class_names) if class_names else None,
+        values=dict(values or {}),
+        ignored=tuple(ignore),
+        boundary=boundary,
         buffer=buffer,
-        truth_length=real_length,
-        predicted_length=found_length,
-        truth_paths=truth_paths,
-        predicted_paths=predicted_paths,
+        picture=Path(picture) if picture else None,
+        image=Path(image) if image else None,
+        report=report,
     )
+    files = paired(
+        Path(predicted),
+        Path(truth),
+        words=[*(task.names or ()), *task.values],
+        vectors=task.compare in {"footprints", "roads"},
+    )
+    if task.picture is not None and len(files) > 1:
+        raise ConfigError(f"a picture shows one scene, these are {len(files)}")
+    return _together([_compared(each, task, alone=len(files) == 1) for each in files])
 
 
-def _check_buffer(buffer: float) -> None:
-    if not (math.isfinite(buffer) and buffer > 0):
-        raise ConfigError(f"buffer must be a length above 0 m, got {buffer}")
+# One scene ------------------------------------------------------------------------
 
 
-def _share(part: float, whole: float) -> float:
-    return min(part / whole, 1.0) if whole else math.nan
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Counted:
+    """What was counted of one scene."""
+
+    name: str
+    pixels: PixelCounts | None = None
+    footprints: tuple[FootprintCounts, ...] | None = None
+    roads: RoadScores | None = None
+    names: tuple[str, ...] = ()
+    only_in_truth: tuple[str, ...] = ()
+    only_in_prediction: tuple[str, ...] = ()
+    block: float = BLOCK
+
+    def scores(self) -> SceneScores:
+        return SceneScores(
+            name=self.name,
+            pixels=self.pixels.agreement() if self.pixels else None,
+            footprints=tuple(each.agreement() for each in self.footprints)
+            if self.footprints is not None
+            else None,
+            roads=self.roads,
+        )
 
 
-def _harmonic_mean(one: float, other: float) -> float:
-    if math.isnan(one) and math.isnan(other):
-        return math.nan
-    one, other = np.nan_to_num([one, other]).tolist()
-    return 2 * one * other / (one + other) if one + other else 0.0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RoadLines:
+    """Lines, in their own CRS."""
+
+    path: Path
+    lines: Any
 
 
-# Files ----------------------------------------------------------------------------
-
-
-def read_lines(path: str | Path) -> gpd.GeoSeries:
-    """Read the lines of a vector file, in its own CRS.
-
-    Returns:
-        LineStrings: parts of MultiLineStrings one by one, heights and empty geometries
-        left out.
-
-    Raises:
-        CRSError: the file names no CRS.
-        RasterError: the file cannot be read, or holds something else than lines.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise RasterError(f"{path}: no such file")
-    try:
-        features = _features(path)
-    except (RuntimeError, ValueError) as error:  # pyogrio's and Arrow's
-        reason = str(error).partition("\n")[0]
-        raise RasterError(f"cannot read {path}: {reason}") from error
-    lines = features[~(features.isna() | features.is_empty)]
-    _check_types(path, set(lines.geom_type))
-    if lines.crs is None:
-        raise CRSError(f"{path.name} has no CRS; assign one with ogr2ogr -a_srs")
-    return lines.force_2d().explode(ignore_index=True)
-
-
-def _features(path: Path) -> gpd.GeoSeries:
-    if path.suffix.lower() == ".parquet":  # GDAL as wheels bring it has no driver
-        return gpd.read_parquet(path).geometry
-    features = gpd.read_file(path, layer=_layer(path), columns=[])
-    if not isinstance(features, gpd.GeoDataFrame):
-        raise RasterError(f"{path.name} is a table without geometries; wanted lines")
-    return features.geometry
-
-
-def _layer(path: Path) -> str:
-    """Name the layer with lines, or the only one whatever it holds."""
-    layers = gpd.list_layers(path)
-    if len(layers) == 1:
-        return str(layers.name.iloc[0])
-    kinds = layers.geometry_type.fillna("").str
-    names = layers.name[kinds.contains(_WANTED)].tolist()
-    if len(names) == 1:
-        return str(names[0])
-    if names:
+def _compared(files: SceneFiles, task: _Task, *, alone: bool) -> _Counted:
+    """Compare one scene."""
+    truth = _opened(files.truth, task, truth=True)
+    if isinstance(truth, _RoadLines):
+        task = replace(task, compare="roads")
+    predicted = _opened(files.predicted, task, truth=False)
+    if isinstance(predicted, _RoadLines) and isinstance(truth, _RoadLines):
+        lines = in_metres([predicted.lines, truth.lines])
+        scores = compare_roads(*lines, buffer=task.buffer)
+        return _Counted(name=files.name, roads=scores)
+    if isinstance(predicted, _RoadLines) or isinstance(truth, _RoadLines):
         raise RasterError(
-            f"{path.name} has several layers with lines: {', '.join(names)}; wanted "
-            "one: take it out with ogr2ogr OUTPUT INPUT LAYER"
+            f"{predicted.path.name} holds lines, and {truth.path.name} does not; lines "
+            "are compared with lines alone"
         )
-    raise RasterError(
-        f"{path.name} has no layer with lines, but "
-        + (", ".join(layers.name) or "no layer at all")
-    )
+    return _compare_areas(Pair(predicted, truth), files.name, task, alone=alone)
 
 
-def _check_types(path: Path, types: set[str]) -> None:
-    others = sorted(types - {_WANTED, f"Multi{_WANTED}"})
-    if others:
-        polygons = any("Polygon" in name for name in others)
-        hint = "; geounet writes roads as lines with --geometry line"
+def _opened(
+    paths: Sequence[Path], task: _Task, *, truth: bool
+) -> ClassMap | _RoadLines:
+    """Open the files of one side: a raster, or vector files."""
+    first = paths[0]
+    if first.suffix.lower() not in RASTERS:
+        return _opened_layers(paths, task)
+    if task.compare in {"footprints", "roads"}:
+        kind = "polygon" if task.compare == "footprints" else "line"
         raise RasterError(
-            f"wanted lines, found {', '.join(others)} in {path.name}"
-            + (hint if polygons else "")
+            f"{first.name} is a raster; {task.compare} are compared as {kind}s: "
+            f"geounet export --geometry {kind} makes them"
         )
+    ignored = task.ignored if truth else ()
+    return open_raster(first, values=task.values, ignored=ignored)
 
 
-def in_metres(layers: Sequence[gpd.GeoSeries]) -> list[Geometries]:
-    """Bring lines of any CRS into one metric plane around their common centre.
-
-    Azimuthal equidistant: lengths are true along the rays from the centre, and too
-    long by d² / 6R² across them (Snyder 1987, Map Projections, p. 191), which is 1 in
-    100,000 at 50 km and 4 in 10,000 at 300 km. Only vertices are placed: what is
-    straight in degrees strays from what is straight on the ground, by 3 cm in the
-    middle of a kilometre at 60 degrees north.
-
-    Raises:
-        CRSError: a CRS has no known relation to WGS 84, or lines lie outside theirs.
-    """
-    lon, lat = _centre([_placed(layer, "EPSG:4326") for layer in layers])
-    plane = f"+proj=aeqd +lat_0={lat!r} +lon_0={lon!r} +datum=WGS84 +units=m"
-    return [_placed(layer, plane) for layer in layers]
-
-
-def _placed(layer: gpd.GeoSeries, crs: str) -> Geometries:
-    try:
-        placed: Geometries = layer.to_crs(crs).to_numpy()
-    except RuntimeError as error:  # pyproj's
-        raise CRSError(f"{layer.crs.name} cannot be placed on the ground") from error
-    if not np.isfinite(shapely.get_coordinates(placed)).all():
-        raise CRSError(f"lines lie outside of their own CRS, {layer.crs.name}")
-    return placed
+def _opened_layers(paths: Sequence[Path], task: _Task) -> ClassPolygons | _RoadLines:
+    """Read vector files; of several, those of the kind that is not wanted are left."""
+    wanted = {None: (POLYGON, LINE), "roads": (LINE,)}.get(task.compare, (POLYGON,))
+    accepted = wanted if len(paths) == 1 else (POLYGON, LINE)
+    layers = [(path, read_layer(path, *accepted)) for path in paths]
+    found = {kind_of(layer) for _, layer in layers}
+    kind = POLYGON if POLYGON in found and POLYGON in wanted else wanted[-1]
+    kind = kind if kind in found or len(wanted) == 1 else POLYGON
+    chosen = [each for each in layers if kind_of(each[1]) in {kind, None}]
+    if kind == LINE:
+        lines = joined([layer for _, layer in chosen]).geometry.explode()
+        return _RoadLines(path=paths[0], lines=lines)
+    named = [name_classes(layer, path, wanted=task.names) for path, layer in chosen]
+    return replace(named[0], features=joined([each.features for each in named]))
 
 
-def _centre(layers: list[Geometries]) -> tuple[float, float]:
-    """Longitude and latitude amid all lines, on the sphere: 180 is no border there."""
-    degrees = np.concatenate([shapely.get_coordinates(layer) for layer in layers])
-    if not len(degrees):
-        return 0.0, 0.0
-    lon, lat = np.radians(degrees).T
-    out = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
-    x, y, z = (out.min(axis=1) + out.max(axis=1)).tolist()
-    return (
-        math.degrees(math.atan2(y, x)),
-        math.degrees(math.atan2(z, math.hypot(x, y))),
+def _compare_areas(pair: Pair, name: str, task: _Task, *, alone: bool) -> _Counted:
+    names = _classes(pair, task, alone=alone)
+    both = all(isinstance(each, ClassPolygons) for each in pair)
+    pixels, footprints = None, None
+    block = _block(*_extent(pair)) if both else BLOCK
+    if task.compare in {None, "pixels"}:
+        grid = common_grid(pair)
+        down, across = grid.steps()
+        block = _block(grid.height * down, grid.width * across)
+        pixels = _count_pixels(pair, grid, names, block, task)
+    if both and task.compare in {None, "footprints"}:
+        footprints = _count_footprints(pair, names, block)
+    return _Counted(
+        name=name,
+        pixels=pixels,
+        footprints=footprints,
+        names=names,
+        only_in_truth=_missing(pair.truth.names, names, task),
+        only_in_prediction=_missing(pair.predicted.names, names, task),
+        block=block,
     )
 
 
-# Lengths --------------------------------------------------------------------------
+def _missing(
+    there: Sequence[str], names: Sequence[str], task: _Task
+) -> tuple[str, ...]:
+    """Return the classes of one side that nobody asked to leave out."""
+    return () if task.names else tuple(name for name in there if name not in names)
 
 
-class Segments(NamedTuple):
-    """The straight pieces of lines, none of length 0; s of them, of n lines.
-
-    The lines lie one after another on one axis, a metre apart, so that one number says
-    where on which line something is.
-    """
-
-    start: Floats
-    """(s, 2)"""
-    direction: Floats
-    """(s, 2) of length 1."""
-    length: Floats
-    """(s,)"""
-    at: Floats
-    """(s,) where each starts on the axis."""
-    line_at: Floats
-    """(n,) where each line starts on the axis."""
-    tree: shapely.STRtree
-
-    @classmethod
-    def of(cls, lines: Geometries) -> Segments:
-        """Take LineStrings apart."""
-        xy, owner = shapely.get_coordinates(lines, return_index=True)
-        step = np.diff(xy, axis=0)
-        length = np.hypot(*step.T)
-        real = (np.diff(owner) == 0) & (length > 0)
-        start, length, owner = xy[:-1][real], length[real], owner[:-1][real]
-        first = np.diff(owner, prepend=-1) != 0
-        at = np.cumsum(length) - length + np.cumsum(first)
-        ends = np.stack([start, xy[1:][real]], axis=1)
-        return cls(
-            start=start,
-            direction=step[real] / length[:, None],
-            length=length,
-            at=at,
-            line_at=at[first],
-            tree=shapely.STRtree(shapely.linestrings(ends)),
+def _classes(pair: Pair, task: _Task, *, alone: bool) -> tuple[str, ...]:
+    """Return the classes to compare, in the order of the truth."""
+    for each, side in zip(pair, ("prediction", "truth"), strict=True):
+        open_ended = isinstance(each, ClassPolygons) and (not each.names or not alone)
+        for name in task.names or ():
+            if name not in each.names and not open_ended:
+                raise ConfigError(
+                    f"no class {name!r} in the {side}, {each.path.name}; there are "
+                    + (", ".join(each.names) or "none")
+                )
+    if task.names:
+        return task.names
+    found, true = (each.names for each in pair)
+    nothing = isinstance(pair.predicted, ClassPolygons) and not found
+    names = tuple(name for name in true if name in found or nothing)
+    if not names:
+        raise ConfigError(
+            f"no class in common: {pair.predicted.path.name} has "
+            f"{', '.join(found) or 'none'}, {pair.truth.path.name} has "
+            f"{', '.join(true) or 'none'}"
         )
+    return names
 
-    def line(self, at: Floats) -> Ints:
-        """Return (m,): which line is at (m,) places on the axis."""
-        return np.searchsorted(self.line_at, at, side="right") - 1
 
-    def points(self, at: Floats) -> Floats:
-        """Return (m, 2): what is at (m,) places on the axis."""
-        segment = np.searchsorted(self.at, at, side="right") - 1
-        offset = at - self.at[segment]
-        points: Floats = self.start[segment] + (
-            self.direction[segment] * offset[:, None]
+def _block(height: float, width: float) -> float:
+    """Return the side of the blocks of a scene, in metres as its own sides are."""
+    side = BLOCK
+    while math.ceil(height / side) * math.ceil(width / side) > MOST_BLOCKS:
+        side *= 2
+    return side
+
+
+def _extent(pair: Pair) -> tuple[float, float]:
+    layers = [
+        each.features.geometry for each in pair if isinstance(each, ClassPolygons)
+    ]
+    bounds = bounds_of(np.concatenate(in_metres(layers)))
+    left, bottom, right, top = np.nan_to_num(bounds).tolist()
+    return top - bottom, right - left
+
+
+# Pixels ---------------------------------------------------------------------------
+
+
+def _count_pixels(
+    pair: Pair, grid: Grid, names: Sequence[str], block: float, task: _Task
+) -> PixelCounts:
+    """Read both maps window by window, and count."""
+    steps = grid.steps()
+    side = max(1, round(block / math.sqrt(math.prod(steps))))
+    units = Units.of(grid.height, grid.width, side)
+    tally = Tally.empty(len(units), len(names))
+    errors = ErrorMap(grid.height, grid.width) if task.picture else None
+    predicted, truth = pair.readers(grid, names)
+    halo = math.ceil(max(task.boundary, *steps) / min(steps))
+    tiles = _windows(grid, halo, errors.cell if errors else 1)
+    for done, tile in enumerate(tiles, start=1):
+        core = tile.core
+        around = tile.read.intersection(grid.window)
+        here = core.within(around)
+        true = truth(around)
+        found = predicted(around)
+        tally.add(
+            true,
+            found,
+            units.at(core.row_off, core.col_off, (core.height, core.width)),
+            core=here,
+            distance=task.boundary,
+            steps=steps,
         )
-        return points
+        if errors:
+            errors.add(core, true[here], found[here])
+        if task.report:
+            task.report("compare", done, len(tiles))
+    counts = PixelCounts.of(tally, names=names, steps=steps, boundary=task.boundary)
+    if errors and task.picture:
+        grey = _grey(task.image, grid, errors) if task.image else None
+        write_error_map(task.picture, errors, _caption(pair, counts), grey=grey)
+    return counts
 
-    def ends(self) -> tuple[Floats, Floats]:
-        """Return (2n,) places on the axis where lines start and end; (2n, 2) points."""
-        first = np.searchsorted(self.at, self.line_at)
-        last = np.append(first[1:], len(self.at))[: len(first)] - 1
-        stop = self.start + self.direction * self.length[:, None]
-        at = np.concatenate([self.line_at, (self.at + self.length)[last]])
-        return at, np.concatenate([self.start[first], stop[last]])
 
-    def nearest(self, points: Floats, within: float) -> tuple[Ints, Floats]:
-        """Find where lines come closest to (m, 2) points, if within a distance.
+def _windows(grid: Grid, halo: int, cell: int) -> TileGrid:
+    """Cut a grid into windows that start on pixels of a picture."""
+    side = max(WINDOW // cell, 1) * cell + 2 * halo
+    return TileGrid(height=grid.height, width=grid.width, tile_size=side, halo=halo)
 
-        Returns:
-            Which of the points do, and the place on the axis of each of those.
-        """
-        point, segment = self.tree.query_nearest(
-            shapely.points(points), max_distance=within + _GRACE, all_matches=False
+
+def _caption(pair: Pair, counts: PixelCounts) -> list[str]:
+    scores = [
+        f"{each.name}: "
+        + ", ".join(f"{label} {getattr(each, key)}" for key, label in LABELS.items())
+        for each in counts.agreement().classes
+    ]
+    return [f"{pair.predicted.path.name} against {pair.truth.path.name}", *scores]
+
+
+def _grey(path: Path, grid: Grid, errors: ErrorMap) -> NDArray[np.uint8]:
+    """Read an image, in shades of grey, on the pixels of a picture."""
+    scene = open_placed(path, _IMAGES)
+    height, width = errors.shape
+    coarse = replace(
+        grid,
+        height=height,
+        width=width,
+        transform=grid.transform @ grid.transform.scale(errors.cell),
+    )
+    if scene.ground_size is not None:
+        scene = scene.resampled_to(max(coarse.steps()))
+    pixels, validity = sampler(scene, coarse)(coarse.window, scene.image_bands[:3])
+    values = pixels.astype(np.float32).mean(axis=0)
+    if not validity.any():
+        raise RasterError(f"{path.name} does not overlap what is compared")
+    low, high = np.percentile(values[validity], (2, 98))
+    scaled = (values - low) * (255 / max(high - low, 1e-6))
+    return np.where(validity, scaled.clip(0, 255), 0).astype(np.uint8)
+
+
+# Footprints -----------------------------------------------------------------------
+
+
+def _count_footprints(
+    pair: Pair, names: Sequence[str], block: float
+) -> tuple[FootprintCounts, ...]:
+    predicted, truth = pair
+    if not (isinstance(predicted, ClassPolygons) and isinstance(truth, ClassPolygons)):
+        return ()
+    found, true = in_metres([predicted.features.geometry, truth.features.geometry])
+    extent, ignored = (true[truth.is_of(name)] for name in (EXTENT, IGNORE))
+    limited = bool(len(extent) or len(ignored))
+    ground = Unlabelled(extent if len(extent) else None, ignored) if limited else None
+    return tuple(
+        count_footprints(
+            found[predicted.is_of(name)],
+            true[truth.is_of(name)],
+            name=name,
+            side=block,
+            unlabelled=ground,
         )
-        return point, self.projected(segment, points[point])
-
-    def touching(self, points: Floats) -> tuple[Ints, Floats]:
-        """Find every segment that touches (m, 2) points; as `nearest`."""
-        point, segment = self.tree.query(
-            shapely.points(points), predicate="dwithin", distance=_TOUCH
-        )
-        return point, self.projected(segment, points[point])
-
-    def projected(self, segment: Ints, points: Floats) -> Floats:
-        """Return (m,): the places on the axis closest to points, one segment each."""
-        ahead = _dot(points - self.start[segment], self.direction[segment])
-        place: Floats = self.at[segment] + np.clip(ahead, 0, self.length[segment])
-        return place
-
-
-def matched_length(lines: Segments, others: Segments, buffer: float) -> float:
-    """Metres of lines that lie within ``buffer`` of any other.
-
-    What lies that close to one segment is convex, so it cuts one stretch out of
-    another: the result is that of a buffer with perfectly round ends.
-    """
-    total = 0.0
-    for first in range(0, len(lines.length), _SEGMENTS):
-        some = np.arange(first, min(first + _SEGMENTS, len(lines.length)))
-        near, other = others.tree.query(
-            lines.tree.geometries[some], predicate="dwithin", distance=buffer + _GRACE
-        )
-        low, high = _within(lines, some[near], others, other, buffer + _GRACE)
-        before = np.cumsum(lines.length[some]) - lines.length[some]
-        total += _union(before[near] + low, before[near] + high)
-    return total
-
-
-def _within(
-    lines: Segments, own: Ints, others: Segments, other: Ints, buffer: float
-) -> tuple[Floats, Floats]:
-    """Stretches (low, high) of ``own`` within ``buffer`` of ``other``, pair by pair.
-
-    Low is above high where there is none.
-    """
-    start = lines.start[own] - others.start[other]
-    heading, axis = lines.direction[own], others.direction[other]
-    length = others.length[other]
-    aside = np.stack([-axis[:, 1], axis[:, 0]], axis=1)
-    beside = _between(_dot(start, axis), _dot(heading, axis), 0.0, length)
-    near = _between(_dot(start, aside), _dot(heading, aside), -buffer, buffer)
-    body = np.maximum(beside[0], near[0]), np.minimum(beside[1], near[1])
-    low, high = np.where(body[0] < body[1], body, [[np.inf], [-np.inf]])
-    for end in (start, start - axis * length[:, None]):
-        middle = -_dot(end, heading)
-        half = np.sqrt(np.maximum(buffer**2 - _dot(end, end) + middle**2, 0))
-        low = np.where(half > 0, np.minimum(low, middle - half), low)
-        high = np.where(half > 0, np.maximum(high, middle + half), high)
-    return np.maximum(low, 0), np.minimum(high, lines.length[own])
-
-
-def _dot(ones: Floats, others: Floats) -> Floats:
-    product: Floats = np.einsum("ij,ij->i", ones, others)
-    return product
-
-
-def _between(
-    at: Floats, slope: Floats, least: float, most: float | Floats
-) -> tuple[Floats, Floats]:
-    """For which t ``at + slope * t`` is from ``least`` to ``most``."""
-    slope = np.where(np.abs(slope) < _FLAT, _FLAT, slope)
-    one, other = (least - at) / slope, (most - at) / slope
-    return np.minimum(one, other), np.maximum(one, other)
-
-
-def _union(low: Floats, high: Floats) -> float:
-    """Length of the union of intervals."""
-    order = np.argsort(low)
-    low, high = low[order], np.maximum(high, low)[order]
-    reached = np.maximum.accumulate(high)
-    before = np.concatenate([[-np.inf], reached[:-1]])
-    return float(np.maximum(high - np.maximum(low, before), 0).sum())
-
-
-# Paths ----------------------------------------------------------------------------
-
-
-class Network(NamedTuple):
-    """Lines as a graph. A node is where a line ends or meets another; k visits."""
-
-    segments: Segments
-    at: Floats
-    """(k,) where on the axis lines come through nodes, ascending."""
-    node: Ints
-    """(k,) which node that is, from 0."""
-
-    def edges(self) -> Ints:
-        """Return the visits from which the same line goes on to the next."""
-        return _going_on(self.segments, self.at)
-
-
-def _going_on(lines: Segments, at: Floats) -> Ints:
-    return np.flatnonzero(np.diff(lines.line(at)) == 0)
-
-
-def _network(lines: Geometries) -> Network:
-    """Join lines where they share a vertex, or one ends on another."""
-    merged = shapely.get_parts(shapely.line_merge(shapely.multilinestrings(lines)))
-    segments = Segments.of(merged)
-    at, place = _vertices(segments)
-    line = segments.line(at)
-    again = (np.diff(line, prepend=-1) == 0) & (np.diff(place, prepend=-1) == 0)
-    at, place, line = at[~again], place[~again], line[~again]
-    met = np.bincount(place)[place] > 1
-    end = (np.diff(line, prepend=-1) != 0) | (np.diff(line, append=-1) != 0)
-    _, node = np.unique(place[end | met], return_inverse=True)
-    return Network(segments, at[end | met], node)
-
-
-def _vertices(lines: Segments) -> tuple[Floats, Ints]:
-    """Vertices of lines, and where other lines end on them: axis, and which place."""
-    end_at, end = lines.ends()
-    which, contact_at = lines.touching(end)
-    other = np.abs(contact_at - end_at[which]) > _TOUCH
-    stop = slice(len(lines.line_at), None)
-    at = np.concatenate([lines.at, end_at[stop], contact_at[other]])
-    place = _places(np.concatenate([lines.start, end[stop], end[which[other]]]))
-    order = np.argsort(at)
-    return at[order], place[order]
-
-
-def _places(xy: Floats) -> Ints:
-    """Number (n, 2) points; those that touch have the same number."""
-    one, other = KDTree(xy).query_pairs(_TOUCH, output_type="ndarray").T
-    touching = coo_array((np.ones(len(one)), (one, other)), shape=(len(xy),) * 2)
-    place: Ints = connected_components(touching, directed=False)[1].astype(np.int64)
-    return place
-
-
-def _control_points(network: Network) -> Floats:
-    """Every node, and the fewest points between them that are `SPACING` apart."""
-    _, first = np.unique(network.node, return_index=True)
-    edge = network.edges()
-    length = np.diff(network.at)[edge]
-    pieces = np.ceil(length / SPACING - _GRACE).astype(np.int64).clip(1)
-    owner = np.repeat(np.arange(len(edge)), pieces - 1)
-    number = np.arange(len(owner)) - np.searchsorted(owner, owner) + 1
-    between = network.at[edge][owner] + (length / pieces)[owner] * number
-    return np.concatenate([network.at[first], between])
-
-
-def _drawn(lines: Segments, at: Floats) -> Floats:
-    """Take at most `CONTROL_POINTS`; which, depends on where they lie alone."""
-    if len(at) <= CONTROL_POINTS:
-        return at
-    order = np.lexsort(lines.points(at).round(3).T)
-    drawn = np.random.default_rng(0).choice(len(at), CONTROL_POINTS, replace=False)
-    return at[order[drawn]]
-
-
-def _compared(own: Network, other: Network) -> PathScore:
-    """Seek the paths of one network in another."""
-    there = _control_points(own)
-    at = _drawn(own.segments, there)
-    found, snapped = other.segments.nearest(own.segments.points(at), SNAP)
-    lengths = _distances(own, at)
-    others = np.full_like(lengths, np.inf)
-    others[np.ix_(found, found)] = _distances(other, snapped)
-    paths = np.triu(np.isfinite(lengths) & (lengths >= SHORTEST), k=1)
-    difference = np.abs(lengths[paths] - others[paths]) / lengths[paths]
-    score = 1 - float(np.minimum(difference, 1).mean()) if paths.any() else math.nan
-    return PathScore(
-        score=score,
-        paths=int(paths.sum()),
-        control_points=len(at),
-        control_points_found=len(found),
-        control_points_there=len(there),
+        for name in names
     )
 
 
-def _distances(network: Network, at: Floats) -> Floats:
-    """Lengths of the shortest paths between n places on the axis, (n, n); inf: none."""
-    targets = network.node.max(initial=-1) + 1 + np.arange(len(at))
-    stops = np.concatenate([network.at, at])
-    order = np.argsort(stops)
-    stops, stop = stops[order], np.concatenate([network.node, targets])[order]
-    edge = _going_on(network.segments, stops)
-    graph = _graph(stop[edge], stop[edge + 1], np.diff(stops)[edge], len(stop))
-    lengths = np.empty((len(at), len(at)))
-    for first in range(0, len(at), _SOURCES):
-        some = slice(first, first + _SOURCES)
-        routes = dijkstra(graph, directed=False, indices=targets[some])
-        lengths[some] = routes[:, targets]
-    return lengths
+# Together -------------------------------------------------------------------------
 
 
-def _graph(one: Ints, other: Ints, length: Floats, size: int) -> Any:
-    """Sparse graph with the shortest of parallel edges, which a matrix would add up."""
-    low, high = np.minimum(one, other), np.maximum(one, other)
-    order = np.lexsort((length, high, low))
-    low, high, length = low[order], high[order], length[order]
-    new = (np.diff(low, prepend=-1) != 0) | (np.diff(high, prepend=-1) != 0)
-    return coo_array((length[new], (low[new], high[new])), shape=(size, size)).tocsr()
+def _together(counted: Sequence[_Counted]) -> Evaluation:
+    """Score every scene, and all at once."""
+    scenes = tuple(each.scores() for each in counted)
+    _check_truth(scenes)
+    names, true, found = (
+        tuple(dict.fromkeys(name for each in counted for name in getattr(each, field)))
+        for field in ("names", "only_in_truth", "only_in_prediction")
+    )
+    one = len(counted) == 1
+    return Evaluation(
+        scenes=scenes,
+        total=scenes[0] if one else _total(counted),
+        classes=names,
+        only_in_truth=tuple(name for name in true if name not in names),
+        only_in_prediction=tuple(name for name in found if name not in names),
+        units=f"blocks of {counted[0].block:g} m" if one else "scenes",
+    )
+
+
+def _check_truth(scenes: Sequence[SceneScores]) -> None:
+    """Refuse to compare with nothing."""
+    pixels = [each.pixels for each in scenes if each.pixels]
+    if pixels and not any(each.labelled_area for each in pixels):
+        raise RasterError("the truth is empty: nowhere does it say what is there")
+    areas = [each.truth_area for one in pixels for each in one.classes]
+    counts = [each.truth for one in scenes for each in one.footprints or ()]
+    if (areas and not any(areas)) or (counts and not any(counts)):
+        raise RasterError(
+            "the truth is empty: it has none of the classes compared on its ground"
+        )
+
+
+def _total(counted: Sequence[_Counted]) -> SceneScores:
+    pixels = [each.pixels for each in counted if each.pixels]
+    roads = [each.roads for each in counted if each.roads]
+    footprints: dict[str, list[FootprintCounts]] = {}
+    for each in counted:
+        for one in each.footprints or ():
+            footprints.setdefault(one.name, []).append(one)
+    return SceneScores(
+        name="total",
+        pixels=PixelCounts.together(pixels).agreement() if pixels else None,
+        footprints=tuple(
+            FootprintCounts.together(each).agreement() for each in footprints.values()
+        )
+        or None,
+        roads=pooled(roads) if roads else None,
+        road_estimates=road_estimates(roads) if roads else None,
+    )

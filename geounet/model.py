@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -82,11 +89,60 @@ class BandCard(_Frozen):
     std: float = Field(gt=0)
 
 
+class Score(_Frozen):
+    """How well a class is found in held-out imagery, counted in pixels.
+
+    A plain number in its place, as in older cards, is the IoU alone.
+    """
+
+    iou: float = Field(ge=0, le=1)
+    low: float | None = None
+    """With ``high``, the range of the IoU at 95 %, `geounet.bootstrap.interval`; none
+    where there was too little to say."""
+    high: float | None = None
+    precision: float | None = None
+    """Share of what was found that is there; none where nothing was found."""
+    recall: float | None = None
+    """Share of what is there that was found."""
+
+    @property
+    def f1(self) -> float:
+        """Twice what was rightly found over all that was found and all that is there.
+
+        Also known as Dice's coefficient; the IoU says the same on another scale.
+        """
+        return 2 * self.iou / (1 + self.iou)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_number(cls, value: object) -> object:
+        return {"iou": value} if isinstance(value, int | float) else value
+
+
+class ClassCalibration(_Frozen):
+    """What was done to a class's scores so that they say how often it is there.
+
+    It is in the weights already: this is the record, nothing is to be applied.
+    """
+
+    temperature: float = Field(gt=0)
+    """By which the logits were divided."""
+    bias: float
+    """What was then added to them."""
+    error_before: float = Field(ge=0, le=1)
+    """Expected calibration error of the network as it was trained."""
+    error_after: float = Field(ge=0, le=1)
+    groups: tuple[str, ...]
+    """The groups of held-out imagery that it was fitted to."""
+
+
 class Card(_Frozen):
     """What a model expects, what it answers, and where it comes from."""
 
     name: str
     description: str = ""
+    task: Literal["segment", "reconstruct"] = "segment"
+    """Whether the answers are classes, or restored bands to start a training from."""
     architecture: Architecture = Architecture()
     classes: Classes
     bands: tuple[BandCard, ...] = Field(min_length=1)
@@ -100,8 +156,10 @@ class Card(_Frozen):
     licence: str = ""
     attribution: tuple[str, ...] = ()
     training: dict[str, str | int | float] = {}
-    scores: dict[str, dict[str, float]] = {}
-    """Held-out IoU: data set -> class -> value."""
+    scores: dict[str, dict[str, Score]] = {}
+    """Held-out scores: group of imagery -> class -> score."""
+    calibration: dict[str, ClassCalibration] = {}
+    """What was done to the scores of a class, by its name."""
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -167,9 +167,11 @@ def check_recipe(recipe: Recipe) -> None:
 
     Raises:
         ConfigError: a class, format or device that does not exist.
-        ModelError: the model cannot be loaded.
+        ModelError: the model cannot be loaded, or answers no classes.
     """
-    table = class_table(load_card(recipe.model))
+    card = load_card(recipe.model)
+    check_task(card)
+    table = class_table(card)
     for name in (*recipe.features, *(recipe.classes or ())):
         table[name]  # a misspelt class is an error, not a silence
     format_of(recipe.format)
@@ -338,6 +340,19 @@ def class_table(card: Card) -> ClassTable:
 def vectorized_classes(card: Card) -> tuple[str, ...]:
     """Return the classes of which the model's card would have features."""
     return tuple(c.name for c in card.classes if c.vectorize)
+
+
+def check_task(card: Card) -> None:
+    """Refuse a model whose answers are no classes.
+
+    Raises:
+        ModelError: it restores imagery.
+    """
+    if card.task != "segment":
+        raise ModelError(
+            f"model {card.name} restores imagery and finds no classes; train one that "
+            "does from it: give it as init in the [model] table of a training recipe"
+        )
 
 
 def check_values(scene: Scene, card: Card, recipe: Recipe) -> None:

@@ -22,7 +22,7 @@ SHIPPED = (
     Path(__file__).parent / "pipelines",  # in the wheel
     Path(__file__).parents[1] / "pipelines",  # in a checkout
 )
-TRAINING = frozenset({"train"})
+TRAINING = frozenset({"train", "pretrain"})
 """Shipped recipes for `geounet train`; the others are for `run` and `batch`."""
 
 

@@ -13,7 +13,9 @@ from geounet.model import (
     Architecture,
     BandCard,
     Card,
+    ClassCalibration,
     ClassCard,
+    Score,
     load_card,
     load_model,
     save_model,
@@ -130,6 +132,52 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path, saved: Path) -> None
         ModelError, match=r"head\.weight is .*missing head\.bias; unexpected stranger"
     ):
         load_model(path)
+
+
+def with_scores(tmp_path: Path, saved: Path, scores: object) -> Path:
+    card = json.loads(CARD.model_dump_json()) | {"scores": scores}
+    path = tmp_path / "scored.safetensors"
+    save_file(load_file(saved), path, metadata={CARD_KEY: json.dumps(card)})
+    return path
+
+
+def test_a_score_that_is_a_plain_number_is_an_iou(tmp_path: Path, saved: Path) -> None:
+    path = with_scores(tmp_path, saved, {"east": {"building": 0.5, "water": 1}})
+    (found,) = load_card(path).scores.values()
+    assert found == {"building": Score(iou=0.5), "water": Score(iou=1)}
+    assert found["building"].low is found["building"].high is None
+
+
+@pytest.mark.parametrize("score", [1.5, -0.1, "good", {"low": 0.1}, {"iou": None}])
+def test_a_score_that_is_none_is_refused_by_field(
+    tmp_path: Path, saved: Path, score: object
+) -> None:
+    path = with_scores(tmp_path, saved, {"east": {"building": score}})
+    with pytest.raises(ModelError, match=r"not valid: scores\.east\.building"):
+        load_card(path)
+
+
+def test_f1_follows_from_the_iou() -> None:
+    hit, false, missed = 30, 5, 15
+    one = Score(iou=hit / (hit + false + missed))
+    assert one.f1 == pytest.approx(2 * hit / (2 * hit + false + missed))
+
+
+def test_scores_and_calibration_are_kept(tmp_path: Path) -> None:
+    scores = {"building": Score(iou=0.5, low=0.4, high=0.7, precision=0.9, recall=0.6)}
+    done = ClassCalibration(
+        temperature=1.25,
+        bias=-0.5,
+        error_before=0.04,
+        error_after=0.01,
+        groups=("west", "north"),
+    )
+    found = {"scores": {"east": scores}, "calibration": {"building": done}}
+    card = CARD.model_copy(update=found)
+    save_model(tmp_path / "a.safetensors", card.network(), card)
+    assert load_card(tmp_path / "a.safetensors") == card
+    with pytest.raises(ValidationError, match="temperature"):
+        ClassCalibration.model_validate(done.model_dump() | {"temperature": 0})
 
 
 @pytest.mark.parametrize("names", [("a", "a"), ("a", "mask"), ("ignore",)])

@@ -8,13 +8,14 @@ import pytest
 from geounet.archive import run_archive
 from geounet.classes import CLASSES_TAG, ClassTable
 from geounet.errors import ConfigError
+from geounet.folds import train_model
+from geounet.hyperparameters import TrainingRecipe
 from geounet.model import load_card, load_model
 from geounet.pipeline import run
 from geounet.planning import Recipe
 from geounet.raster import read_tags
 from geounet.recipes import find_recipe, shipped_recipes
 from geounet.synthetic import SyntheticScene, draw_scene
-from geounet.training import TrainingRecipe, train_model
 from tests.conftest import WriteRaster
 from tests.scenes import save_tiny, textured
 
