@@ -25,6 +25,7 @@ from geounet.calibration import (
 )
 from geounet.finetuning import start_from
 from geounet.hyperparameters import TrainingRecipe
+from geounet.leaks import check_leaks
 from geounet.model import Card, Score, load_card, save_model
 from geounet.raster import replacing
 from geounet.training import SCORES, Step, train_recipe
@@ -52,8 +53,12 @@ def train_model(
             way, or the loss is no longer a number.
     """
     recipe = TrainingRecipe.load(recipe_path)
+    parts = recipe.trainings()
+    for part in parts:
+        part.check_holdout()
+        check_leaks(part.data, part.holdout)
     histogram = ScoreHistogram(recipe.class_names)
-    for part in recipe.trainings():
+    for part in parts:
         name = part.output.name if part.output != recipe.output else "train"
         path = train_recipe(part, report=report and _named(report, name))
         if part.holdout and recipe.task == "segment":

@@ -331,8 +331,9 @@ def sha256_of(path: Path) -> str:
 def _refuse_pickle(path: Path) -> None:
     """A pickle can run any code when it is opened: it is never opened."""
     with path.open("rb") as file:
-        head = file.read(4)
-    if head[:2] == b"PK" or head[:1] == b"\x80":
+        head = file.read(9)
+    # a .safetensors file begins with the length of its header, which may look like one
+    if head[8:] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
         raise ModelError(
             f"{path} is a pickle (a .pt/.pth file), which can run code when loaded; "
             "geounet loads .safetensors only: save the state dict with "

@@ -29,7 +29,6 @@ from geounet.finetuning import start_from
 from geounet.hyperparameters import TrainingRecipe
 from geounet.journal import Journal
 from geounet.labels import LabelledScene, check_classes, load_scenes
-from geounet.leaks import check_leaks
 from geounet.model import BandCard, Card, save_model
 from geounet.optimisation import DivergedError, Optimisation, learning_rate, part
 from geounet.parallel import ALONE, Processes, together, usable_devices
@@ -68,15 +67,12 @@ def train_recipe(
         held out to find classes on.
 
     Raises:
-        ConfigError: held-out ground is also trained on.
         RasterError: imagery or labels cannot be read.
         OutputError: a result cannot be written; the last checkpoint is kept.
         ModelError: the model to start from does not fit.
         TrainingError: nothing to train on, a checkpoint of another recipe is in the
             way, or the loss is no longer a number.
     """
-    recipe.check_holdout()
-    check_leaks(recipe.data, recipe.holdout)
     count = usable_devices(recipe.loop.batch_size)
     with together(count, partial(train_together, recipe)) as processes:
         train_together(recipe, processes, report)

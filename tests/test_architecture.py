@@ -26,6 +26,7 @@ LAYERS = [
         "formats",
         "bootstrap",
         "losses",
+        "muon",
         "parallel",
     },
     {
@@ -84,6 +85,7 @@ LAYERS = [
     {"augmentation", "optimisation", "planning", "vectors", "evaluation"},
     {"pipeline", "batches", "tasks", "scoretable"},
     {"training", "archive", "demo", "doctor", "forecast"},
+    {"folds"},
     {"cli"},
 ]
 # What Python itself asks for: the names offered at the top, and `python -m geounet`.
@@ -127,6 +129,7 @@ DOORS = {
     "safetensors": {"model", "finetuning", "checkpoints", "tasks"},
     "scipy": {"centrelines", "networks", "tracing"},
     "torch": {
+        "muon",
         "unet",
         "model",
         "levelwise",

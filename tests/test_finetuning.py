@@ -46,7 +46,8 @@ def answers(card: Card, start: Path | None = None, *, seed: int = 0) -> Tensor:
         start_from(network, card, start)
     image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 3, 32, 32)))
     with torch.inference_mode():
-        return network.eval()(image.float())[0]
+        answered: Tensor = network.eval()(image.float())[0]
+    return answered
 
 
 def test_a_class_answers_as_it_did_wherever_it_now_stands(
@@ -60,10 +61,10 @@ def test_a_class_answers_as_it_did_wherever_it_now_stands(
 
 def test_a_new_class_starts_anew_on_trained_ground(start: Path, stem: int) -> None:
     card = card_with("road", "water", stem=stem)
-    roads = [answers(card, start, seed=seed)[0] for seed in (1, 2)]
-    assert not torch.allclose(*roads)
+    one, other = (answers(card, start, seed=seed)[0] for seed in (1, 2))
+    assert not torch.allclose(one, other)
     torch.manual_seed(1)
-    network, fresh = card.network(), card.network()
+    network = card.network()
     torch.manual_seed(1)
     fresh = card.network()
     start_from(network, card, start)

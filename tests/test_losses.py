@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,14 @@ TABLES = [
     for border, smoothing in ((0.0, 0.0), (2.0, 0.1))
 ]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def random_labels(seed: int, *, known: float = 0.6) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,7 +168,7 @@ def jaccard_loss(wrong: set[int], truth: set[int]) -> float:
 
 
 def lovasz_extension(errors: NDArray[np.float64], truth: set[int]) -> float:
-    """Definition 1 of Berman et al., set by set: quadratic, and nothing is sorted out."""
+    """Definition 1 of Berman et al., set by set; quadratic, and sorts all pixels."""
     order = [int(i) for i in np.argsort(-errors)]
     steps = [
         jaccard_loss(set(order[: i + 1]), truth) - jaccard_loss(set(order[:i]), truth)

@@ -84,6 +84,25 @@ def test_a_pickle_is_refused_without_being_opened(tmp_path: Path) -> None:
     assert not touched.exists()
 
 
+@pytest.mark.parametrize("start", [b"\x80", b"PK"])
+def test_a_model_whose_header_is_as_long_as_a_pickle_begins_is_read(
+    tmp_path: Path, start: bytes
+) -> None:
+    path = tmp_path / "model.safetensors"
+    plain = CARD.model_copy(update={"description": ""})
+    save_model(path, plain.network(), plain)  # begins with the length of its header
+    first = int.from_bytes(path.read_bytes()[:8], "little")
+    wanted = next(
+        length
+        for length in range(first, first + 70_000, 8)
+        if length.to_bytes(8, "little").startswith(start)
+    )
+    described = CARD.model_copy(update={"description": "x" * (wanted - first)})
+    save_model(path, CARD.network(), described)
+    assert path.read_bytes().startswith(start)
+    assert load_model(path).card == described
+
+
 def test_a_name_that_is_no_model_lists_the_shipped_ones() -> None:
     with pytest.raises(ModelError, match=r"no model file nowhere.*aerial-rgb-05m"):
         load_model("nowhere")

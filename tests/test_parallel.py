@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from geounet import parallel
 from geounet.errors import TrainingError
 from geounet.hyperparameters import LoopTable
 from geounet.losses import LossTable, segmentation_loss
@@ -120,5 +119,5 @@ def test_every_place_of_a_batch_is_one_process_s(count: int) -> None:
 def test_devices_are_used_that_share_a_batch_evenly(
     monkeypatch: pytest.MonkeyPatch, there: int, batch_size: int, used: int
 ) -> None:
-    monkeypatch.setattr(parallel.torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     assert usable_devices(batch_size) == used

@@ -1,5 +1,6 @@
 """Every recipe in pipelines/ loads, runs, and does what it says; typos are named."""
 
+import re
 from pathlib import Path
 
 import geopandas as gpd
@@ -14,14 +15,14 @@ from geounet.model import load_card, load_model
 from geounet.pipeline import run
 from geounet.planning import Recipe
 from geounet.raster import read_tags
-from geounet.recipes import find_recipe, shipped_recipes
+from geounet.recipes import TRAINING, find_recipe, shipped_recipes
 from geounet.synthetic import SyntheticScene, draw_scene
 from tests.conftest import WriteRaster
 from tests.scenes import save_tiny, textured
 
 FOLDER = Path(__file__).parents[1] / "pipelines"
 FILES = sorted(FOLDER.glob("*.toml"))
-FOR_SCENES = [path.stem for path in FILES if path.stem != "train"]
+FOR_SCENES = [path.stem for path in FILES if path.stem not in TRAINING]
 BUILDINGS = (FOLDER / "buildings.toml").read_text()
 
 
@@ -38,7 +39,7 @@ def scene(write_raster: WriteRaster) -> Path:
 
 def test_the_recipes_are_those_the_documentation_names() -> None:
     assert [path.stem for path in FILES] == [
-        "archive", "buildings", "roads", "train", "water"
+        "archive", "buildings", "pretrain", "roads", "train", "water"
     ]  # fmt: skip
 
 
@@ -106,31 +107,44 @@ def test_options_win_over_the_recipe(scene: Path, model: Path, tmp_path: Path) -
     assert result.outputs["water"].suffix == ".fgb"
 
 
-def test_the_training_recipe_trains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As it stands, but for two steps, on scenes and chips that are drawn small."""
+def shortened(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A training recipe as it stands, but for two steps, on scenes drawn small."""
 
     def draw_small(*, size: int, ground_size: float, seed: int) -> SyntheticScene:
         assert size > 256
         return draw_scene(size=256, ground_size=1.0, seed=seed)
 
-    monkeypatch.setattr("geounet.chips.draw_scene", draw_small)
-    text = (FOLDER / "train.toml").read_text()
-    for long, short in {
-        "steps = 300": "steps = 2",
-        "synthetic = 6": "synthetic = 1",
-        "chip_size = 256": "chip_size = 64",
-    }.items():
-        assert long in text
-        text = text.replace(long, short)
-    path = tmp_path / "pipelines" / "train.toml"
-    path.parent.mkdir()
+    monkeypatch.setattr("geounet.labels.draw_scene", draw_small)
+    text = (FOLDER / f"{name}.toml").read_text()
+    for key, short in {"steps": 2, "synthetic": 1, "chip_size": 64}.items():
+        text, changed = re.subn(rf"^{key} = \d+", f"{key} = {short}", text, flags=re.M)
+        assert changed
+    path = folder / "pipelines" / f"{name}.toml"
+    path.parent.mkdir(parents=True)
     path.write_text(text)
+    return path
+
+
+def test_the_training_recipe_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = shortened("train", tmp_path, monkeypatch)
     trained = load_model(train_model(path))
     assert trained.card.class_names == ("building", "road", "water", "vegetation")
     assert trained.card.scores.keys() == {"held-out"}
     assert (path.parent / "runs" / "my-model").is_dir()
+
+
+def test_the_recipe_without_labels_makes_a_start_for_the_one_with_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = train_model(shortened("pretrain", tmp_path / "a", monkeypatch))
+    assert start.parent == tmp_path / "a" / "pipelines" / "runs" / "my-start"
+    assert load_card(start).task == "reconstruct"
+    path = shortened("train", tmp_path / "b", monkeypatch)
+    text = path.read_text()
+    path.write_text(text.replace("[model]", f'[model]\ninit = "{start}"'))
+    assert load_card(train_model(path)).task == "segment"
 
 
 @pytest.mark.parametrize(

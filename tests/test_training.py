@@ -440,8 +440,8 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_what_changed(
     )
     with pytest.raises(
         TrainingError,
-        match=rf"{CHECKPOINT} belongs to another recipe: data.0.complete was .*building.*, "
-        r"is \[\]; loop.learning_rate was 0.01, is 0.02; loop.steps was 6, is 8.* Undo",
+        match=rf"{CHECKPOINT} belongs to another recipe: data\.0\.complete was .*, "
+        r"is \[\]; loop\.learning_rate was 0\.01, is 0\.02; loop\.steps was 6, is 8.* Undo",
     ):
         train_model(write_recipe(ground, *changes))
 
@@ -475,7 +475,7 @@ def test_a_damaged_checkpoint_is_refused(ground: Path) -> None:
     train_model(path)
     with (ground / "out" / CHECKPOINT).open("r+b") as file:
         file.truncate(1000)
-    with pytest.raises(TrainingError, match="is damaged .* remove it to start anew"):
+    with pytest.raises(TrainingError, match=r"is damaged .* remove it to start anew"):
         train_model(path)
 
 
