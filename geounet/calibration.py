@@ -57,6 +57,8 @@ LEAST_THRESHOLD, STEP, CANDIDATES = 0.20, 0.01, 61
 """Thresholds that can be chosen: 0.20, 0.21, ..., 0.80."""
 MOST_STEPS, CLOSE = 100, 1e-10
 """Of Newton's method, and the step that is none."""
+SLACK = 0.01
+"""Of IoU, which a threshold nearer 0.5 may cost."""
 SMOOTHING = 5
 """Candidates to either side of one that its IoU is averaged with."""
 
@@ -356,8 +358,9 @@ def best_threshold(
     group has the weight n / (n + 10 000): about the same for all that have many, little
     for one with few. Each candidate has the mean of those within 0.05 of it, as curves
     over few pixels jump. And only 0.20 to 0.80 can be chosen: farther out, what is best
-    for some held-out groups says little about the next scene. Of equals the one nearest
-    0.5 is best, which is also the answer for a class that is nowhere.
+    for some held-out groups says little about the next scene. Of those that lose less
+    than `SLACK` the one nearest 0.5 is best, as a flat optimum is anywhere; that is
+    also the answer for a class that is nowhere.
 
     Args:
         histogram: of held-out imagery, not that which the model is scored with.
@@ -375,7 +378,7 @@ def best_threshold(
     width = 2 * SMOOTHING + 1
     smooth = np.convolve(mean, np.full(width, 1 / width), "valid")
     candidates = LEAST_THRESHOLD + STEP * np.arange(CANDIDATES)
-    best = candidates[np.isclose(smooth, smooth.max(), rtol=0, atol=1e-9)]
+    best = candidates[smooth >= smooth.max() - SLACK]
     return round(float(best[np.abs(best - 0.5).argmin()]), 2)
 
 
