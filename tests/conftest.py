@@ -1,17 +1,20 @@
 """Small rasters with a known answer, made for each test: no binary fixtures."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+import torch
 from affine import Affine
 from hypothesis import settings
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
+
+from geounet.journal import Journal
 
 settings.register_profile("geounet", deadline=None, derandomize=True)
 settings.load_profile("geounet")
@@ -79,3 +82,19 @@ def write_raster(tmp_path: Path) -> WriteRaster:
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks of a few weights are slower on several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a training: they take longer than tiny trainings."""
+    for name in ("draw", "samples", "restored"):
+        monkeypatch.setattr(Journal, name, lambda *_: None)

@@ -1,10 +1,8 @@
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -17,12 +15,7 @@ CLASSES = ("building", "road", "water")
 KNOWN = knowledge(np.ones(3, dtype=bool))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def textured_chip(seed: int = 0) -> Chip:

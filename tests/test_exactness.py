@@ -4,7 +4,7 @@ The oracle for our U-Nets is `UNet.halo`, which test_unet.py proves by gradients
 radii of bilinear ones were measured by gradients too; the rest is counted by hand.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -48,13 +48,7 @@ class Plain(nn.Module):
         return out
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two would mostly wait for one another, with images as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def block(inputs: int) -> nn.Module:

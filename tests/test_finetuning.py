@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,7 @@ from geounet.finetuning import joined_head, start_from
 from geounet.model import BandCard, Card, ClassCard, save_model
 from tests.networks import random_model, tiny_card
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def card_with(*names: str, stem: int = 2) -> Card:

@@ -1,5 +1,4 @@
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from geounet.calibration import (
 from geounet.errors import ConfigError
 from geounet.folds import RELIABILITY, honestly_scored, train_model
 from geounet.hyperparameters import TrainingRecipe
-from geounet.journal import Journal
 from geounet.model import load_card
 from geounet.tasks import SCORES
 from geounet.training import Step, train_recipe
@@ -28,19 +26,7 @@ GROUPS = ("west", "east", "north")
 FOLDS = ('holdout = ["east"]', 'folds = [["west"], ["east", "north"]]')
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are tested on their own, and take longer than these trainings."""
-    for name in ("draw", "samples"):
-        monkeypatch.setattr(Journal, name, lambda *_: None)
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 @pytest.fixture

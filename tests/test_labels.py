@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ import pyogrio
 import pyproj
 import pytest
 import shapely
-import torch
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,12 +50,7 @@ SIDE, METRES = 100, 2.0  # of the raster that `write_raster` puts at UTM 33
 WriteVector = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def noise(*shape: int, seed: int = 0) -> Bytes:

@@ -11,9 +11,7 @@ from geounet.unet import UNet
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    rows=st.integers(1, 40), cols=st.integers(1, 90), seed=st.integers(0, 2**32 - 1)
-)
+@given(rows=st.integers(1, 40), cols=st.integers(1, 90), seed=st.integers(0, 2**32 - 1))
 def test_all_singular_values_of_a_step_are_near_one(
     rows: int, cols: int, seed: int
 ) -> None:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,104 +22,26 @@ from geounet.checkpoints import CHECKPOINT
 from geounet.errors import ConfigError, ModelError, OutputError, TrainingError
 from geounet.folds import train_model
 from geounet.hyperparameters import TrainingRecipe
-from geounet.journal import LOG, Journal
+from geounet.journal import LOG
 from geounet.labels import LabelledScene, knowledge, pyramid
 from geounet.model import load_model
 from geounet.synthetic import draw_scene
 from geounet.tasks import Batch, Segmentation
 from geounet.training import BAD_BATCH, Step, TrainingRun, draft_card
 from tests.conftest import WriteRaster
+from tests.grounds import write_ground, write_recipe
 
 Bytes = NDArray[np.uint8]
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "pipelines" / "train.toml"
 
-RECIPE = """
-output = "out"
-holdout = ["east"]
-
-[model]
-name = "tiny"
-ground_size = 2.0
-ground_size_range = [2.0, 3.0]
-
-[architecture]
-base = 4
-depth = 1
-stem = 1
-
-[[classes]]
-name = "building"
-colour = "#d7301f"
-
-[[classes]]
-name = "road"
-colour = "#f2c230"
-
-[loop]
-steps = 6
-batch_size = 2
-chip_size = 32
-learning_rate = 1e-2
-warm_up = 2
-ema = 0.5
-threads = 1
-checkpoint_every = 2
-
-[[data]]
-image = "west.tif"
-labels = "west_labels.tif"
-group = "west"
-values = { building = 1, road = 2 }
-complete = ["building"]
-
-[[data]]
-image = "east.tif"
-labels = "east_labels.tif"
-group = "east"
-values = { building = 1, road = 2 }
-complete = ["building"]
-"""
-
-
-def write_recipe(folder: Path, *changes: tuple[str, str]) -> Path:
-    """Write the recipe above with some of its text replaced."""
-    text = RECIPE
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
-    folder.mkdir(exist_ok=True)
-    path = folder / "recipe.toml"
-    path.write_text(text)
-    return path
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are tested on their own, and take longer than these trainings."""
-    for name in ("draw", "samples", "restored"):
-        monkeypatch.setattr(Journal, name, lambda *_: None)
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 @pytest.fixture
 def ground(tmp_path: Path, write_raster: WriteRaster) -> Path:
-    """The folder of a recipe's imagery: bright buildings, grey roads, dark land."""
-    for seed, name in enumerate(("west", "east")):
-        rng = np.random.default_rng(seed)
-        truth = np.kron(rng.random((8, 8)) < 0.4, np.ones((10, 10))).astype(np.uint8)
-        truth[40:44] = 2
-        pixels = np.array([60, 160, 110])[truth] + rng.integers(0, 30, (3, 80, 80))
-        place = Affine(2, 0, 500_000 + 10_000 * seed, 0, -2, 5_000_000)
-        for array, file in ((pixels, name), (truth[None], f"{name}_labels")):
-            write_raster(array.astype(np.uint8), name=f"{file}.tif", transform=place)
+    """The folder of a recipe's imagery."""
+    write_ground(write_raster)
     return tmp_path
 
 
@@ -201,7 +122,7 @@ def test_a_mistake_in_a_recipe_is_named_in_one_line(
     tmp_path: Path, old: str, new: str, problem: str
 ) -> None:
     path = write_recipe(tmp_path)
-    path.write_text(RECIPE.replace(old, new))
+    path.write_text(path.read_text().replace(old, new))
     with pytest.raises(ConfigError, match=problem) as caught:
         TrainingRecipe.load(path)
     assert str(caught.value).startswith(str(path))
@@ -668,8 +589,9 @@ def test_some_steps_on_a_drawn_scene_lower_the_loss(
         ("steps = 6", "steps = 60"),
         ("batch_size = 2", "batch_size = 4"),
         ("checkpoint_every = 2", "checkpoint_every = 100"),
-        (RECIPE[RECIPE.index("[[data]]") :], '[[data]]\nsynthetic = 1\ngroup = "d"'),
+        groups=(),
     )
+    path.write_text(f'{path.read_text()}\n[[data]]\nsynthetic = 1\ngroup = "d"\n')
     losses: list[float] = []
     train_model(path, report=lambda step: losses.append(step.loss))
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])
