@@ -119,7 +119,7 @@ def row(recipe: TrainingRecipe, minutes: float) -> dict[str, str]:
     """Return what a variant reached, by what it is called in the table."""
     model = load_model(model_path(recipe))
     weights = sum(w.numel() for w in model.network.parameters()) / 1e6
-    speed = forward_speed(Predictor(model)) / 1e6
+    speed = forward_speed(Predictor(model))
     scores = at_best(ScoreHistogram.load(recipe.output / SCORES))
     return {
         "weights": f"{weights:.1f} M",

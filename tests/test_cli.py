@@ -609,7 +609,7 @@ def test_a_training_recipe_that_is_not_there_is_one_line(
     invoke: Invoke, tmp_path: Path
 ) -> None:
     result = invoke("train", tmp_path / "no.toml")
-    assert "neither a file nor one of train" in mistake(result)
+    assert "neither a file nor one of pretrain, train" in mistake(result)
     assert result.exit_code == 2
 
 
