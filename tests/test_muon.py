@@ -90,3 +90,14 @@ def test_muon_has_the_inner_kernels_alone() -> None:
     assert len(named) == 2 * 5 - 1
     assert all(name.endswith(("conv1.weight", "conv2.weight")) for name in named)
     assert "encoders.0.block.conv1.weight" not in named
+
+
+def test_one_gradient_that_points_back_does_not_turn_the_way() -> None:
+    torch.manual_seed(0)
+    kernel = nn.Parameter(torch.zeros(3, 1, 3, 3))
+    muon, gradient = Muon([kernel], lr=0.1), torch.randn(3, 1, 3, 3)
+    for sign in (1, 1, 1, 1, 1, -1):
+        before = kernel.detach().clone()
+        kernel.grad = sign * gradient
+        muon.step()
+    assert float(((kernel.detach() - before) * gradient).sum()) < 0

@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 
 from geounet import labels
 from geounet.batches import draw_chips, prefetch
+from geounet.calibration import ScoreHistogram
 from geounet.checkpoints import CHECKPOINT
+from geounet.chips import Chip, targets
 from geounet.errors import ConfigError, ModelError, OutputError, TrainingError
 from geounet.folds import train_model
 from geounet.hyperparameters import TrainingRecipe
@@ -26,8 +28,8 @@ from geounet.journal import LOG
 from geounet.labels import LabelledScene, knowledge, pyramid
 from geounet.model import load_model
 from geounet.synthetic import draw_scene
-from geounet.tasks import Batch, Segmentation
-from geounet.training import BAD_BATCH, Step, TrainingRun, draft_card
+from geounet.tasks import Batch, Segmentation, normalised
+from geounet.training import BAD_BATCH, BANDS, Step, TrainingRun, draft_card
 from tests.conftest import WriteRaster
 from tests.grounds import write_ground, write_recipe
 
@@ -498,6 +500,36 @@ def test_a_trained_model_loads_and_says_how_it_was_made(ground: Path) -> None:
     *steps_done, last = log_of(ground / "out")
     assert [line["step"] for line in steps_done] == [1, 2, 3, 4, 5, 6]
     assert last["scores"]["east"]["building"] == card.scores["east"]["building"].iou
+
+
+def test_held_out_ground_is_scored_as_one_pass_over_the_scene_would(
+    recipe: TrainingRecipe,
+) -> None:
+    rng = np.random.default_rng(3)
+    truth = np.kron(rng.integers(0, 3, (6, 11)), np.ones((8, 8))).astype(np.uint8)
+    pixels = rng.integers(1, 255, (3, *truth.shape)).astype(np.uint8)
+    scene = replace(flat_scene(1), levels=(pixels,), labels=truth, group="east")
+    card = draft_card(recipe, []).model_copy(update={"bands": BANDS})
+    exact = recipe.loop.model_copy(update={"precision": "float32"})
+    task = Segmentation(recipe.model_copy(update={"loop": exact}), card)
+    torch.manual_seed(2)
+    network = card.network().eval()
+    halo = network.halo
+    around = [(0, 0), (halo, halo), (halo, halo)]
+    whole = np.pad(pixels.astype(np.float32), around, mode="reflect")
+    with torch.inference_mode():
+        logits = network(normalised(torch.from_numpy(whole)[None], card))[0]
+    inside = logits[:, halo:-halo, halo:-halo]
+    wanted = ScoreHistogram(card.class_names)
+    chip = Chip(pixels=pixels.astype(np.float32), labels=truth, knows=scene.knows)
+    wanted.add(inside, *targets(chip), group="east", unit="whole")
+    found = task.answered(network, [scene])
+    for name in card.class_names:
+        ours, theirs = found.totals(name)["east"], wanted.totals(name)["east"]
+        np.testing.assert_array_equal(ours.sum(axis=1), theirs.sum(axis=1))
+        # an answer at the edge of a bin may be counted in the next one
+        moved = np.abs(ours.cumsum(axis=1) - theirs.cumsum(axis=1)).max()
+        assert moved <= 3
 
 
 # --- what may not be trained --------------------------------------------------------
