@@ -11,6 +11,7 @@ that a model is later run on.
 from __future__ import annotations
 
 import glob
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from rasterio.errors import NotGeoreferencedWarning
 from shapely import Polygon, box
 
 from geounet.errors import ConfigError, CRSError, RasterError, TrainingError
@@ -323,7 +325,10 @@ def load_scenes(
     for source in sources:
         _check_names(source, classes)
     parts = [source.scenes() for source in sources]
-    with ThreadPoolExecutor(available_cores()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool:
+        # rasterio mutes it as it burns, but filters belong to the process and not to
+        # a thread: of two that burn, one would take the other's away
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
             images = _submit_images(
                 pool, [one for part in parts for one in part], finest

@@ -1,3 +1,4 @@
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from rasterio.errors import NotGeoreferencedWarning
 from shapely import LineString
 from shapely.geometry import Point, box
 
@@ -734,3 +736,19 @@ def test_levels_are_means_of_two_by_two(shape: tuple[int, int]) -> None:
         blocks = fine[:, : 2 * rows, : 2 * cols].reshape(3, rows, 2, cols, 2)
         np.testing.assert_array_equal(coarse, np.rint(blocks.mean(axis=(2, 4))))
     assert COARSEST <= min(levels[-1].shape[1:]) < 2 * COARSEST
+
+
+def test_scenes_drawn_beside_one_another_warn_of_nothing_and_leave_filters_alone() -> (
+    None
+):
+    drawn = [Source(synthetic=6, seed=seed, group="d") for seed in (0, 10)]
+    before = list(warnings.filters)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            module, "draw_scene", lambda **how: draw_scene(**how | {"size": 96})
+        )
+        patch.setattr(module, "available_cores", lambda: 8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", NotGeoreferencedWarning)
+            assert len(load_scenes(drawn, classes=CLASSES, finest=0.5)) == 12
+    assert list(warnings.filters) == before
