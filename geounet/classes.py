@@ -27,6 +27,9 @@ CLASSES_TAG = "GEOUNET_CLASSES"
 """Raster tag: JSON list of {id, name, colour, threshold}."""
 SCALE_TAG = "GEOUNET_SCORE_SCALE"
 """Raster tag of score rasters: what one unit is as a probability."""
+EXTENT, IGNORE = "extent", "ignore"
+"""Class names with a meaning of their own in vector labels: the ground that was
+labelled (everywhere, where no such feature is given), and ground left unknown."""
 ERROR_COLOURS = {"true": "#009e73", "missed": "#f0e442", "false": "#d55e00"}
 """What was found and is there, is there and was not found, was found and is not there.
 

@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from geounet.agreement import UNKNOWN, Steps
-from geounet.classes import CLASSES_TAG, SCALE_TAG, ClassTable
+from geounet.classes import CLASSES_TAG, EXTENT, IGNORE, SCALE_TAG, ClassTable
 from geounet.errors import ConfigError, CRSError, RasterError
 from geounet.ground import pixel_steps
-from geounet.labels import EXTENT, IGNORE
 from geounet.layers import CLASS, bounds_of, placed, plane_of
 from geounet.raster import Scene, read_tags
 from geounet.tiling import Window

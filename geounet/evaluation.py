@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geounet.agreement import LABELS, PixelAgreement, PixelCounts, Tally, Units
+from geounet.classes import EXTENT, IGNORE
 from geounet.classmaps import (
     ClassMap,
     ClassPolygons,
@@ -36,7 +37,6 @@ from geounet.classmaps import (
 from geounet.errormap import ErrorMap, write_error_map
 from geounet.errors import ConfigError, RasterError
 from geounet.estimates import Estimate, without_nan
-from geounet.labels import EXTENT, IGNORE
 from geounet.layers import (
     LINE,
     POLYGON,

@@ -26,7 +26,7 @@ from geounet.calibration import (
 from geounet.finetuning import start_from
 from geounet.hyperparameters import TrainingRecipe
 from geounet.leaks import check_leaks
-from geounet.model import Card, Score, load_card, save_model
+from geounet.model import Card, ClassCalibration, Score, load_card, save_model
 from geounet.raster import replacing
 from geounet.training import SCORES, Step, train_recipe
 
@@ -86,7 +86,7 @@ def finish(path: Path, recipe: TrainingRecipe, histogram: ScoreHistogram) -> Non
         OutputError: the model or the reliability diagram cannot be written.
     """
     calibration = calibrate(histogram)
-    card = _finished_card(load_card(path), recipe, histogram)
+    card = _finished_card(load_card(path), recipe, histogram, calibration)
     network = card.network()
     start_from(network, card, path)
     calibrated(network, card.class_names, calibration)
@@ -97,9 +97,11 @@ def finish(path: Path, recipe: TrainingRecipe, histogram: ScoreHistogram) -> Non
 
 
 def _finished_card(
-    card: Card, recipe: TrainingRecipe, histogram: ScoreHistogram
+    card: Card,
+    recipe: TrainingRecipe,
+    histogram: ScoreHistogram,
+    calibration: dict[str, ClassCalibration],
 ) -> Card:
-    calibration = calibrate(histogram)
     kept = [c for c in card.classes if c.name not in recipe.auxiliary]
     thresholds = {
         c.name: best_threshold(histogram, c.name, Platt.of(calibration, c.name))

@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rasterio.errors import NotGeoreferencedWarning
 from shapely import Polygon, box
 
+from geounet.classes import EXTENT, IGNORE
 from geounet.errors import ConfigError, CRSError, RasterError, TrainingError
 from geounet.raster import Scene, available_cores, footprint
 from geounet.synthetic import CLASSES as SYNTHETIC_CLASSES
@@ -40,9 +41,6 @@ UNKNOWN = 255
 """Label of a pixel about which nothing is known."""
 OTHER = 0
 """Label of a pixel that is none of the classes its data set labels."""
-EXTENT, IGNORE = "extent", "ignore"
-"""Class names with a meaning of their own in vector labels: the ground that was
-labelled (everywhere, where no such feature is given), and ground left unknown."""
 COARSEST = 64
 """Least side of a pyramid's last level, in pixels."""
 PATCH = 16

@@ -212,9 +212,9 @@ def test_a_folder_that_cannot_be_made_is_refused_at_the_start(tmp_path: Path) ->
 
 
 def events(folder: Path) -> Any:
-    name = "tensorboard.backend.event_processing.event_accumulator"
-    reader = pytest.importorskip(name).EventAccumulator
-    return reader(str(folder / BOARD)).Reload()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(folder / BOARD)).Reload()
 
 
 def test_tensorboard_reads_every_number_back(tmp_path: Path) -> None:
