@@ -1,49 +1,111 @@
-"""Many scenes, one after the other: a bad one is a result, not a crash."""
+"""An archive of scenes, done unattended: every good one once, every bad one explained.
+
+What is known of each scene is in a ledger below the output folder, so that a run can
+be killed at any instant and the next one goes on. This module lists the scenes, opens
+the ledger, hires the workers and writes the reports; `geounet.foreman` does the work.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import itertools
 import json
 import logging
 import os
+import shutil
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from geounet.errors import ConfigError, GeounetError
-from geounet.pipeline import Result, execute, scheduler, skipped
-from geounet.planning import Recipe, check_recipe, make_recipe, plan
-from geounet.progress import Report
-from geounet.raster import replacing
+from geounet.accounts import write_accounts
+from geounet.errors import ConfigError, GeounetError, ModelError, OutputError
+from geounet.foreman import Audience, Foreman
+from geounet.inference import best_precision, resolve_device
+from geounet.interrupts import Interrupts, listening
+from geounet.jobs import Introduction, Job, deciding_versions, introduce
+from geounet.ledger import Ledger, SceneRow
+from geounet.listing import Listed, list_scenes
+from geounet.locking import locked
+from geounet.model import find_model, sha256_of
+from geounet.pipeline import sweep_staging, versions
+from geounet.planning import (
+    NUMERICS_EPOCH,
+    Recipe,
+    check_recipe,
+    choose_lanes,
+    fingerprint,
+    make_recipe,
+)
+from geounet.raster import available_cores, make_folder
+from geounet.recovery import Breaker, Failure
+from geounet.schedule import Crew, available_memory, employed
+from geounet.selection import Decision, decide, identity_of
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = frozenset({".tif", ".tiff"})
-SUMMARY = "batch.json"
-State = Literal["done", "skipped", "failed"]
+BOOKS = ".geounet"
+"""Folder of an archive's own files, below the output folder."""
+LEDGER = "ledger.sqlite"
+LANE_BYTES = 3 * 2**30
+"""Memory that a process of the shipped model may come to need, with a second scene
+being read and written meanwhile."""
+CHUNK = 500
+"""Scenes that are looked up in the ledger at once."""
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED, EXIT_LOCKED = range(5)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listed:
-    """A scene of an archive, and where its outputs go."""
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """How a run over an archive ended."""
 
-    path: Path
-    output: Path
-    stem: str
+    folder: Path
+    """The output folder, with report.json, scenes.csv and failures.jsonl."""
+    exit_code: int
+    """What `geounet batch` ends with; docs/reliability.md has the table."""
+    ended: Mapping[str, int]
+    """Scenes of this run by the state they ended in."""
+    reasons: Mapping[str, int]
+    """Why scenes were taken, or left out, and how many."""
+    left: int
+    """Scenes that are still to be done."""
+    bad: int
+    """Scenes that failed or are quarantined, in earlier runs too."""
+    pixels: int
+    """Of the scenes that were done in this run."""
+    seconds: float
+    stopped_by: Failure | None
+    """Why it ended before its end."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How one scene of an archive ended."""
+@dataclass(kw_only=True)
+class _Tally:
+    """What a run has come to so far."""
 
-    path: Path
-    state: State
-    message: str = ""
-    """Why it failed: what was found, what was wanted, what to do."""
-    features: int = 0
-    seconds: float = 0.0
+    reasons: Counter[str] = field(default_factory=Counter)
+    selected: int = 0
+    quarantined: int = 0
+    """Scenes left out since they are quarantined."""
+    foreman: Foreman | None = None
+
+    @property
+    def ended(self) -> Counter[str]:
+        return self.foreman.ended if self.foreman else Counter()
+
+    @property
+    def left(self) -> int:
+        return self.selected - self.ended.total()
+
+    @property
+    def bad(self) -> int:
+        return self.quarantined + self.ended["failed"] + self.ended["quarantined"]
 
 
 def run_archive(
@@ -52,172 +114,427 @@ def run_archive(
     *,
     pipeline: str | Path | None = None,
     overwrite: bool = False,
-    report: Report | None = None,
-    each: Callable[[Outcome, int, int], None] | None = None,
+    retry: str | None = None,
+    breaker: bool = True,
+    timeout: float | None = None,
+    fail_on: str = "any",
+    audience: Audience | None = None,
     **options: Any,
-) -> list[Outcome]:
-    """Run every GeoTIFF below a folder, or in a list file, into one output folder.
+) -> Summary:
+    """Do every scene of an archive, and leave nothing unexplained.
 
     Scenes that are done are not redone, a scene that fails does not stop the others,
-    and ``batch.json`` in the output folder says how each ended.
+    and a run that was killed is gone on with, at the block where it was. SIGINT and
+    SIGTERM end it after the blocks at work, if this is the main thread.
 
     Args:
-        archive: a folder, searched recursively for .tif and .tiff, or a text file with
-            one path a line (relative to the file; # starts a comment).
+        archive: a folder, searched recursively for .tif and .tiff; a glob pattern; a
+            text file with one path a line; a STAC catalogue or ItemCollection; or
+            the failures.jsonl of an earlier run.
         output: folder for the outputs; folders of the archive are kept below it.
         pipeline: a recipe, by file or by the name of a shipped one.
         overwrite: redo everything.
-        report: told (stage, done, total) of the scene at work.
-        each: told (outcome, number, total) after every scene.
+        retry: do only scenes that are ``failed``, ``quarantined``, or ended with a
+            code, such as ``TRUNCATED``.
+        breaker: stop if scene after scene fails alike.
+        timeout: seconds that a task may take before its process is ended; unless
+            given, 10 minutes or 20 times as long as the others take.
+        fail_on: ``any``, ``none`` or a percentage: how many bad scenes make the exit
+            code 1.
+        audience: who is told of what happens.
         **options: fields of `geounet.planning.Recipe`.
 
     Raises:
         ConfigError: nothing to do there, or an option that is not allowed.
         ModelError: the model cannot be loaded.
+        LockedError: another run works on this output folder.
+        LedgerError: what is known of the archive cannot be read or written.
     """
-    recipe = make_recipe(pipeline, options)
-    check_recipe(recipe)
     output = Path(output).absolute()
-    scenes = list(list_scenes(archive, output))
-    make_folder(output)
-    outcomes = []
-    with scheduler(recipe) as client:
+    tolerated = _tolerated(fail_on)
+    recipe = settled(make_recipe(pipeline, {"processes": True} | options))
+    scenes = list_scenes(archive, output, retry=retry)
+    first = next(scenes)  # if there is none, this says so before anything is made
+    books = output / BOOKS
+    make_folder(books)
+    run = _Run(
+        output=output,
+        overwrite=overwrite,
+        retry=retry,
+        breaker=Breaker() if breaker else None,
+        timeout=timeout,
+        audience=audience or Audience(),
+    )
+    with (
+        locked(books),
+        Ledger.open(books / LEDGER) as ledger,
+        listening() as interrupts,
+    ):
+        began, tally, code = time.monotonic(), _Tally(), EXIT_STOPPED
+        tidy(output)
+        ledger.begin_run(
+            argv=sys.argv, versions=versions(), recipe=recipe.model_dump(mode="json")
+        )
+        try:
+            run.work(
+                itertools.chain([first], scenes), recipe, ledger, interrupts, tally
+            )
+            code = _exit_code(tally, interrupts, tolerated)
+            if not tally.left:
+                sweep(output)
+        except (ConfigError, ModelError):
+            code = EXIT_USAGE
+            raise
+        finally:
+            summary = _summary(output, tally, code, time.monotonic() - began)
+            ledger.end_run(code, _facts(summary))
+            report(output, ledger, summary)
+    return summary
 
-        def do(listed: Listed) -> Result:
-            work = plan(listed.path, listed.output, recipe=recipe, stem=listed.stem)
-            if work.up_to_date and not overwrite:
-                return skipped(work)
-            return execute(
-                work, client=client, overwrite=overwrite, redo=True, report=report
+
+def settled(recipe: Recipe) -> Recipe:
+    """Return a recipe that means the same on every worker, and check it.
+
+    The model is named by its path. A forward pass has one thread unless the recipe
+    says otherwise, so that no result depends on the number of workers; of those there
+    are as many as the cores and the memory allow.
+
+    Raises:
+        ConfigError: an option that is not allowed.
+        ModelError: the model cannot be loaded.
+    """
+    check_recipe(recipe)
+    threads = recipe.threads or 1
+    lanes = min(available_cores() // threads, available_memory() // LANE_BYTES)
+    return recipe.with_options(
+        model=str(find_model(recipe.model).absolute()),
+        threads=threads,
+        workers=recipe.workers or max(1, lanes),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """One run over an archive: what was asked for."""
+
+    output: Path
+    overwrite: bool
+    retry: str | None
+    breaker: Breaker | None
+    timeout: float | None
+    audience: Audience
+
+    def work(
+        self,
+        scenes: Iterable[Listed],
+        recipe: Recipe,
+        ledger: Ledger,
+        interrupts: Interrupts,
+        tally: _Tally,
+    ) -> None:
+        """Enlist the scenes, hire workers if there is anything to do, and do it."""
+        ledger.crashed()
+        with ExitStack() as stack:
+            crew = None
+            if recipe.scheduler:  # what device there is, its workers must say
+                crew, recipe = stack.enter_context(hired(recipe, self.output))
+            else:
+                recipe = on_device(recipe, resolve_device(recipe.device))
+            self._enlist(scenes, recipe, ledger, tally)
+            if not tally.selected:
+                return
+            if crew is None:
+                crew, recipe = stack.enter_context(hired(recipe, self.output))
+            self.audience.begun(tally.selected, tally.reasons, crew.lanes)
+            tally.foreman = self._foreman(recipe, crew, ledger, interrupts)
+            tally.foreman.work()
+
+    def _enlist(
+        self, scenes: Iterable[Listed], recipe: Recipe, ledger: Ledger, tally: _Tally
+    ) -> None:
+        """Put the scenes into the ledger, each with whether and why it is taken."""
+        for number, decisions in enumerate(
+            decided(
+                scenes,
+                ledger,
+                parameters=parameters_of(recipe),
+                output=self.output,
+                retry=self.retry,
+                overwrite=self.overwrite,
+            )
+        ):
+            ledger.enlist(decisions)
+            tally.reasons.update(d.reason for d in decisions)
+            tally.selected += sum(d.select for d in decisions)
+            tally.quarantined += sum(
+                not d.select and d.reason.startswith("quarantined") for d in decisions
+            )
+            self.audience.listed(number * CHUNK + len(decisions))
+
+    def _foreman(
+        self, recipe: Recipe, crew: Crew, ledger: Ledger, interrupts: Interrupts
+    ) -> Foreman:
+        books = self.output / BOOKS
+        stop, notes = books / "stop", books / "notes"
+        expected = json.dumps(deciding_versions())
+        if apart := recipe.processes or bool(recipe.scheduler):
+            make_folder(notes)
+
+        def job_for(row: SceneRow) -> Job:
+            return Job(
+                path=row.path,
+                output=str(self.output / row.folder),
+                stem=row.stem,
+                recipe=recipe,
+                overwrite=self.overwrite,
+                reduction=row.reduction,
+                stop=stop,
+                versions=expected,
             )
 
-        for number, listed in enumerate(scenes, start=1):
-            outcome = attempt(listed, do)
-            outcomes.append(outcome)
-            if each:
-                each(outcome, number, len(scenes))
-    write_summary(output, recipe, outcomes)
-    return outcomes
+        return Foreman(
+            crew,
+            ledger,
+            make_job=job_for,
+            audience=self.audience,
+            interrupts=interrupts,
+            stop=stop,
+            notes=notes if apart else None,
+            breaker=self.breaker,
+            timeout=self.timeout,
+        )
 
 
-def make_folder(output: Path) -> None:
-    """Make the output folder, before hours of work find out that it cannot be made.
-
-    Raises:
-        ConfigError: it cannot be made.
-    """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot make the output folder {output}: {error.strerror}"
-        ) from error
-
-
-def attempt(listed: Listed, do: Callable[[Listed], Result]) -> Outcome:
-    """Do one scene; whatever goes wrong becomes its outcome."""
-    started = time.perf_counter()
-    try:
-        result = do(listed)
-    except GeounetError as error:
-        return Outcome(path=listed.path, state="failed", message=str(error))
-    except Exception as error:  # a bug, or a worker that died: the others go on
-        log.exception("unexpected failure in %s", listed.path)
-        message = f"{type(error).__name__}: {error} (a bug; see the log)"
-        return Outcome(path=listed.path, state="failed", message=message)
-    return Outcome(
-        path=listed.path,
-        state="skipped" if result.skipped else "done",
-        features=sum(result.features.values()),
-        seconds=round(time.perf_counter() - started, 2),
+def on_device(recipe: Recipe, device: str, precision: str | None = None) -> Recipe:
+    """Return a recipe that names its device and precision: both decide results."""
+    if recipe.precision != "auto":
+        precision = recipe.precision
+    return recipe.with_options(
+        device=device, precision=precision or best_precision(device)
     )
 
 
-def list_scenes(archive: str | Path, output: Path) -> Iterator[Listed]:
-    """Find the scenes of an archive, in a fixed order, each with its own output names.
+def parameters_of(recipe: Recipe) -> str:
+    """Return the hash of all that decides results, the scenes apart."""
+    return fingerprint(
+        {
+            "model": sha256_of(Path(recipe.model)),
+            "parameters": recipe.deciding(),
+            "precision": recipe.precision,
+            "device": recipe.device,
+            "epoch": NUMERICS_EPOCH,
+        }
+    )
 
-    Folders of the archive are kept, so equal names in different folders do not
-    collide; names that would still collide (a.tif and a.tiff, or A.tif and a.tif where
-    case does not count) get a few characters of their path's hash.
+
+def decided(
+    scenes: Iterable[Listed],
+    ledger: Ledger | None,
+    *,
+    parameters: str,
+    output: Path,
+    retry: str | None,
+    overwrite: bool,
+) -> Iterator[list[Decision]]:
+    """Yield what is to become of scenes, some hundreds at a time.
+
+    Without a ledger every scene is new.
+    """
+
+    def whole(row: SceneRow) -> bool:
+        return outputs_whole(output / row.folder, row)
+
+    scenes = iter(scenes)
+    while some := list(itertools.islice(scenes, CHUNK)):
+        rows = ledger.known([str(listed.path) for listed in some]) if ledger else {}
+        yield [
+            decide(
+                listed,
+                rows.get(str(listed.path)),
+                identity=identity_of(listed.path),
+                parameters=parameters,
+                retry=retry,
+                overwrite=overwrite,
+                outputs_there=whole,
+            )
+            for listed in some
+        ]
+
+
+def outputs_whole(folder: Path, row: SceneRow) -> bool:
+    """Tell whether all files of a scene are there, with the sizes that they had."""
+    try:
+        return all(
+            (folder / name).stat().st_size == size for name, size in row.outputs.items()
+        )
+    except OSError:
+        return False
+
+
+# --- the workers ------------------------------------------------------------------
+
+
+@contextmanager
+def hired(recipe: Recipe, output: Path) -> Iterator[tuple[Crew, Recipe]]:
+    """Give a crew that agrees with this process, and the recipe on its device.
 
     Raises:
-        ConfigError: there is no such archive, no GeoTIFF in it, or its own folder is
+        ConfigError: no scheduler answers, versions differ, or a worker does not see
             the output folder.
+        ModelError: a worker reads another model file.
     """
-    archive, output = _normal(archive), _normal(output)
-    if archive == output:
+    lanes = choose_lanes(recipe, recipe.device)
+    probe = output / BOOKS / f"probe-{uuid.uuid4().hex[:12]}"
+    try:
+        with employed(
+            workers=lanes.workers,
+            scheduler=recipe.scheduler,
+            processes=lanes.processes,
+            gpus=lanes.gpus,
+        ) as crew:
+            probe.touch()
+            try:
+                met = crew.ask_all(introduce, recipe.device, recipe.model, [str(probe)])
+            finally:
+                probe.unlink(missing_ok=True)
+            yield crew, agreed(recipe, met, probe.parent)
+    except ConnectionError as error:
+        raise ConfigError(str(error), code="NO_WORKERS") from error
+
+
+def agreed(
+    recipe: Recipe, met: Mapping[str, Introduction | Exception], shared: Path
+) -> Recipe:
+    """Compare what workers say of themselves with this process, and choose a device.
+
+    Raises:
+        ConfigError: versions differ, a worker does not see a folder, or lacks a GPU.
+        ModelError: a worker reads another model file.
+    """
+    introductions = {}
+    for address, introduction in met.items():
+        if isinstance(introduction, GeounetError):
+            raise ConfigError(f"worker {address}: {introduction}") from introduction
+        if isinstance(introduction, Exception):
+            raise ConfigError(
+                f"worker {address} cannot answer for geounet: {introduction}; install "
+                "the same version there",
+                code="VERSION_SKEW",
+            ) from introduction
+        introductions[address] = introduction
+    ours, sha256 = deciding_versions(), sha256_of(Path(recipe.model))
+    for address, worker in introductions.items():
+        if worker.versions != ours:
+            raise ConfigError(
+                f"worker {address} has other versions, and results would differ: "
+                f"{_differences(ours, worker.versions)}; install the same",
+                code="VERSION_SKEW",
+            )
+        if not all(worker.sees):
+            raise ConfigError(
+                f"worker {address} on {worker.host} does not see {shared}; give an "
+                "output folder that all machines share",
+                code="NOT_SHARED",
+            )
+        if worker.model != sha256:
+            raise ModelError(
+                f"worker {address} on {worker.host} has "
+                f"{'another' if worker.model else 'no'} model at {recipe.model}; put "
+                "the same file there",
+                code="MODEL_SKEW" if worker.model else "NOT_SHARED",
+            )
+    kinds = {(worker.device, worker.precision) for worker in introductions.values()}
+    if len(kinds) > 1:
+        kinds_text = ", ".join(sorted(f"{device} ({p})" for device, p in kinds))
         raise ConfigError(
-            f"scenes and outputs cannot share the folder {archive}; give another one, "
-            f"for instance -o {archive / 'out'}"
+            f"workers compute on different devices, and results would depend on who "
+            f"does a block: {kinds_text}; name one with --device and --precision",
+            code="VERSION_SKEW",
         )
-    if archive.is_dir():
-        root, paths = archive, _found_below(archive, outputs=output)
-    elif archive.is_file():
-        paths = _read_list(archive)
-        root = Path(os.path.commonpath([p.parent for p in paths] or [archive.parent]))
-    else:
-        raise ConfigError(f"{archive}: no such folder or list file")
-    if not paths:
-        raise ConfigError(
-            f"no scene in {archive}; wanted files that end in "
-            f"{' or '.join(sorted(SUFFIXES))}, or a text file with one path a line"
-        )
-    taken = {str(output / Path(SUMMARY).stem).casefold()}
-    for path in paths:
-        folder = output / path.parent.relative_to(root)
-        stem = path.stem
-        if (key := str(folder / stem).casefold()) in taken:
-            stem += f"-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-            key = str(folder / stem).casefold()
-        taken.add(key)
-        yield Listed(path=path, output=folder, stem=stem)
+    device, precision = kinds.pop()
+    return on_device(recipe, device, precision)
 
 
-def _normal(path: str | Path) -> Path:
-    return Path(os.path.normpath(Path(path).absolute()))
-
-
-def _found_below(folder: Path, *, outputs: Path) -> list[Path]:
-    """List GeoTIFFs by name; the outputs may lie in the archive, and are no scenes."""
-    inside = folder in outputs.parents
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not (inside and outputs in path.parents)
-        and not path.name.startswith(".")
-        and not path.is_dir()
+def _differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    return ", ".join(
+        f"{name} {theirs.get(name, 'none')} (here {version})"
+        for name, version in ours.items()
+        if theirs.get(name) != version
     )
 
 
-def _read_list(path: Path) -> list[Path]:
+# --- before and after -------------------------------------------------------------
+
+
+def tidy(output: Path) -> None:
+    """Remove what a run that was killed left of its own; what it staged stays."""
+    books = output / BOOKS
+    (books / "stop").unlink(missing_ok=True)
+    shutil.rmtree(books / "notes", ignore_errors=True)
+    for probe in books.glob("probe-*"):
+        probe.unlink(missing_ok=True)
+
+
+def sweep(output: Path) -> None:
+    """Remove what was staged for scenes that will not be gone on with."""
+    for folder, _, _ in os.walk(output):
+        if Path(folder).name != BOOKS:
+            sweep_staging(Path(folder))
+
+
+def report(output: Path, ledger: Ledger, summary: Summary) -> None:
+    """Write the reports; a full disk is no reason to lose the run's own error."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path} is not a list of paths; give a folder, or a text file with one "
-            "path a line (to run one scene: geounet run)"
-        ) from error
-    names = [line.partition("#")[0].strip() for line in lines]
-    return [Path(os.path.normpath(path.parent / name)) for name in names if name]
+        write_accounts(output, ledger, run=_facts(summary))
+    except OutputError as error:
+        log.warning("%s", error)
 
 
-def write_summary(output: Path, recipe: Recipe, outcomes: Iterable[Outcome]) -> None:
-    """Write how every scene ended, and with which recipe."""
-    summary = {
-        "recipe": recipe.model_dump(mode="json"),
-        "scenes": [
-            {
-                "path": str(outcome.path),
-                "state": outcome.state,
-                "message": outcome.message,
-                "features": outcome.features,
-                "seconds": outcome.seconds,
-            }
-            for outcome in outcomes
-        ],
-    }
-    with replacing(output / SUMMARY) as partial:
-        partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+def _facts(summary: Summary) -> dict[str, Any]:
+    facts = asdict(summary) | {"folder": str(summary.folder)}
+    return facts | {"ended_at": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _summary(output: Path, tally: _Tally, code: int, seconds: float) -> Summary:
+    foreman = tally.foreman
+    return Summary(
+        folder=output,
+        exit_code=code,
+        ended=dict(tally.ended),
+        reasons=dict(tally.reasons),
+        left=tally.left,
+        bad=tally.bad,
+        pixels=foreman.pixels if foreman else 0,
+        seconds=round(seconds, 2),
+        stopped_by=foreman.stopped_by if foreman else None,
+    )
+
+
+def _exit_code(
+    tally: _Tally, interrupts: Interrupts, tolerated: Callable[[int, int], bool]
+) -> int:
+    if tally.foreman and tally.foreman.stopped_by:
+        return EXIT_STOPPED
+    if interrupts.count and tally.left:
+        return interrupts.exit_code
+    total = tally.reasons.total()
+    return EXIT_DONE if tolerated(tally.bad, total) else EXIT_FAILED
+
+
+def _tolerated(fail_on: str) -> Callable[[int, int], bool]:
+    """Return what tells whether so many bad scenes of so many are no failure.
+
+    Raises:
+        ConfigError: neither any, none nor a percentage.
+    """
+    if fail_on == "none":
+        return lambda bad, total: True
+    share = "0" if fail_on == "any" else fail_on.removesuffix("%")
+    with contextlib.suppress(ValueError):
+        if 0 <= (percent := float(share)) <= 100 and (  # noqa: PLR2004
+            fail_on == "any" or fail_on.endswith("%")
+        ):
+            return lambda bad, total: 100 * bad <= percent * total
+    raise ConfigError(
+        f"--fail-on must be any, none or a percentage such as 5%; got {fail_on!r}"
+    )

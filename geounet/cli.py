@@ -18,23 +18,33 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from geounet import __version__
-from geounet.errors import ConfigError, GeounetError
+from geounet.errors import ConfigError, GeounetError, LedgerError, LockedError
 from geounet.progress import Progress
 
 if TYPE_CHECKING:
-    from geounet.archive import Outcome
     from geounet.exactness import Exactness
     from geounet.pipeline import Result
 
 # Not checked here: the functions say in one line what is wrong with a path.
 PATH = click.Path(path_type=Path)
-SHOWN = {"done": "done", "skipped": "unchanged", "failed": "FAILED"}
 
 
 class _UsageMistake(click.ClickException):
     """A mistake in options or recipe: nothing was started."""
 
     exit_code = 2
+
+
+class _Stopped(click.ClickException):
+    """The surroundings do not let a batch go on; it can be resumed."""
+
+    exit_code = 3
+
+
+class _Locked(click.ClickException):
+    """Another run is at work there."""
+
+    exit_code = 4
 
 
 class _Group(click.Group):
@@ -143,6 +153,20 @@ RUN_OPTIONS = (
     ),
     click.option(
         "--assume-crs", metavar="EPSG:CODE", help="CRS of a scene without one."
+    ),
+    click.option(
+        "--allow-driver",
+        metavar="NAME",
+        multiple=True,
+        callback=lambda _ctx, _option, names: names or None,
+        help="Also read scenes of this format: VRT, JP2OpenJPEG, PNG or JPEG. For "
+        "files that you trust; may be given again.",
+    ),
+    click.option(
+        "--max-pixels",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Most pixels of a scene; forty thousand million if not given.",
     ),
     click.option(
         "--allow-gsd",
@@ -432,78 +456,147 @@ def export(
 
 
 @main.command()
-@click.argument("archive", type=PATH)
+@click.argument("archive")
 @_run_options
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@click.option(
+    "--retry",
+    metavar="WHAT",
+    help="Do only scenes that are `failed`, `quarantined`, or ended with a CODE.",
+)
+@click.option(
+    "--breaker/--no-breaker",
+    default=True,
+    help="Stop if 20 scenes at the start, or 50 in a row, fail alike.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Longest that one task may take; unless given, 600 or 20 times the usual.",
+)
+@click.option(
+    "--fail-on",
+    metavar="any|none|N%",
+    default="any",
+    help="How many bad scenes make the exit code 1.",
+)
+@click.option("--log-json", type=PATH, help="Write every event here, as JSON lines.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be done and why, how long it would take, and how much memory "
+    "and disk; and stop.",
+)
 @click.pass_obj
 def batch(
     progress: Progress,
     /,
-    archive: Path,
+    archive: str,
     *,
     output: Path,
-    pipeline: str | None,
-    overwrite: bool,
+    log_json: Path | None,
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Run every GeoTIFF below a folder, or in a list file.
+    """Do every scene of an archive, unattended: none lost, none twice.
 
-    What is done is not redone; a scene that fails does not stop the others. Exit code
-    0: every scene is done; 1: at least one failed; 2: nothing was started.
+    ARCHIVE is a folder (searched for .tif and .tiff), a quoted pattern, a text file
+    with one path a line, a STAC catalogue or ItemCollection on disk, or the
+    failures.jsonl of an earlier run. What is done is not redone; a scene that fails
+    does not stop the others; a run that was interrupted or killed goes on where it was
+    when it is started again. Ctrl-C ends it after the blocks at work, twice at once.
+
+    \b
+    Exit code:
+      0        every scene is done
+      1        all were tried, at least one is bad: see failures.jsonl
+      2        nothing was started: options, model or archive
+      3        stopped by disk, model or cluster: mend it, and start it again
+      4        another run works on this output folder
+      130 143  interrupted or terminated: start it again to go on
 
     \b
     Examples:
       geounet batch scenes/ -o out/
+      geounet batch 'scenes/2024/**/*.tif' -o out/ --workers 4 --log-json out/log.jsonl
       geounet batch list.txt -o out/ --pipeline archive
+      geounet batch scenes/ -o out/ --retry quarantined
     """
-    from geounet.archive import list_scenes, run_archive
-    from geounet.planning import check_recipe, make_recipe
+    from geounet.accounts import JsonLog
+    from geounet.archive import run_archive
+    from geounet.headlines import Headlines, closing_lines
 
     if dry_run:
-        check_recipe(make_recipe(pipeline, options))
-        for listed in list_scenes(archive, output.absolute()):
-            click.echo(f"{listed.path} -> {listed.output / listed.stem}_*")
+        from geounet.rehearsal import rehearse
+
+        click.echo(rehearse(archive, output, **options).describe())
         return
-
-    def each(outcome: Outcome, number: int, total: int) -> None:
-        progress.close()
-        words = f": {outcome.message}" if outcome.message else ""
-        progress.say(f"[{number}/{total}] {outcome.state:8}{outcome.path.name}{words}")
-
-    given = {name: value for name, value in options.items() if value is not None}
-    try:
-        outcomes = run_archive(
-            archive,
-            output,
-            pipeline=pipeline,
-            overwrite=overwrite,
-            report=progress.report,
-            each=each,
-            **{"processes": True} | given,
-        )
-    except GeounetError as error:  # nothing was started
-        raise _UsageMistake(str(error)) from error
-    for line in _table(outcomes):
-        progress.say(line)
-    states = [outcome.state for outcome in outcomes]
-    progress.say(
-        f"{len(states)} scenes: {states.count('done')} done, {states.count('skipped')} "
-        f"unchanged, {states.count('failed')} failed -> {output / 'batch.json'}"
-    )
-    if "failed" in states:
-        raise click.exceptions.Exit(1)
+    with JsonLog(log_json) as journal:
+        try:
+            summary = run_archive(
+                archive, output, audience=Headlines(progress, journal), **options
+            )
+        except LockedError as error:
+            raise _Locked(str(error)) from error
+        except LedgerError as error:
+            raise _Stopped(str(error)) from error
+        except GeounetError as error:  # nothing was started
+            raise _UsageMistake(str(error)) from error
+        finally:
+            progress.close()
+    for line in closing_lines(summary):
+        progress.say(line, always=summary.exit_code != 0)
+    if summary.exit_code:
+        raise click.exceptions.Exit(summary.exit_code)
 
 
-def _table(outcomes: list[Outcome]) -> list[str]:
-    """Say of every scene how it ended, in columns."""
-    width = max(len(outcome.path.name) for outcome in outcomes)
-    head = f"{'scene':{width}}  {'state':9}  {'features':>8}  {'seconds':>7}"
-    return [head] + [
-        f"{outcome.path.name:{width}}  {SHOWN[outcome.state]:9}  "
-        f"{outcome.features:8}  {outcome.seconds:7.1f}"
-        for outcome in outcomes
-    ]
+@main.command()
+@click.argument("folder", metavar="DIR", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(folder: Path, *, as_json: bool) -> None:
+    """Say how a batch stands, while it runs or afterwards.
+
+    \b
+    Examples:
+      geounet status out/
+      watch geounet status out/
+    """
+    from geounet.standing import archive_status
+
+    found = archive_status(folder)
+    if as_json:
+        click.echo(json.dumps(found.record(), indent=2))
+        return
+    click.echo(found.describe())
+
+
+@main.group()
+def ledger() -> None:
+    """Mend what a batch knows of its archive.
+
+    \b
+    Examples:
+      geounet ledger rebuild out/
+    """
+
+
+@ledger.command()
+@click.argument("folder", metavar="DIR", type=PATH)
+@click.pass_obj
+def rebuild(progress: Progress, /, folder: Path) -> None:
+    """Make the ledger of an output folder anew, from the receipts in it.
+
+    The old one is kept beside it. Scenes that failed are not known any more and are
+    tried again.
+
+    \b
+    Examples:
+      geounet ledger rebuild out/
+    """
+    from geounet.standing import rebuild_ledger
+
+    count = rebuild_ledger(folder)
+    progress.say(f"{count} scenes that are done -> {folder}")
 
 
 @main.command()

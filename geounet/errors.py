@@ -9,6 +9,8 @@
   - ModelError       weights and card disagree, do not load, or do not fit the image
                                                                        (ValueError)
   - TrainingError    a training run cannot start or go on              (RuntimeError)
+  - LedgerError      the book of an archive cannot be read or written  (RuntimeError)
+  - LockedError      another batch works in the output folder          (RuntimeError)
 
 Each message says what was found, what was wanted and, where there is one, the next
 step. An error that a user cannot mend is a bug, and propagates as whatever Python
@@ -76,3 +78,15 @@ class TrainingError(GeounetError, RuntimeError):
     """A training run cannot start, or cannot go on."""
 
     usual_code = "TRAINING"
+
+
+class LedgerError(GeounetError, RuntimeError):
+    """The ledger of an archive cannot be opened, read or written."""
+
+    usual_code = "LEDGER"
+
+
+class LockedError(GeounetError, RuntimeError):
+    """Another batch works in the output folder."""
+
+    usual_code = "LOCKED"

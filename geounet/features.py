@@ -15,18 +15,19 @@ from numpy.typing import NDArray
 
 from geounet.ground import LINE, POINT, POLYGON, Ints, Outlines
 
-NUMBER, WHOLE, TRUTH = "number", "whole", "truth"
+NUMBER, WHOLE, TRUTH, TEXT = "number", "whole", "truth", "text"
 
 _PIECE = 262_144
 """Vertices of the pieces in which features are turned into bytes."""
 
 
 class Column(NamedTuple):
-    """A numeric column of a file."""
+    """A column of a file that differs from feature to feature."""
 
     name: str
     kind: str = NUMBER
-    """"number", "whole" or "truth"; only a number may be missing, as NaN."""
+    """"number", "whole", "truth" or "text"; a number may be missing, as NaN, and a text,
+    as None."""
 
     decimals: int = 0
     """To which numbers are rounded in every format."""
@@ -86,7 +87,7 @@ class Features:
     model: str | None
 
     columns: Mapping[str, NDArray[Any]]
-    """(n,) numbers by the names in the file's `Layout`. NaN becomes null."""
+    """(n,) values by the names in the file's `Layout`. NaN and None become null."""
 
     outlines: Outlines
     """n geometries in the coordinate system of the scene; valid."""
@@ -129,6 +130,8 @@ class Features:
             return values.astype(np.bool_)
         if column.kind == WHOLE:
             return values.astype(np.int64)
+        if column.kind == TEXT:
+            return values.astype(np.object_)
         # adding zero turns -0.0 into 0.0
         return values.astype(np.float64).round(column.decimals) + 0.0
 

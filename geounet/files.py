@@ -1,4 +1,4 @@
-"""Features become files that others read: each whole or not at all.
+"""Features become files that others read, each whole or not at all; and are read back.
 
 Features stream from batches into one file, and no more than a piece of a batch is
 turned into text or binary at a time. What a file is like does not depend on the
@@ -7,9 +7,10 @@ batches. docs/formats.md says what is in it.
 
 from __future__ import annotations
 
+import json
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
@@ -19,23 +20,40 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyproj
+import shapely
 
-from geounet.errors import ConfigError, GeounetError, OutputError
-from geounet.features import NUMBER, POLYGONS, TRUTH, WHOLE, Features, Layout
+from geounet.errors import ConfigError, GeounetError, OutputError, RasterError
+from geounet.features import (
+    NUMBER,
+    POLYGONS,
+    TEXT,
+    TRUTH,
+    WHOLE,
+    Features,
+    Layout,
+)
 from geounet.formats import FORMATS, format_of
 from geounet.geojson import FEATURE, Numbers, dumps, feature_texts
 from geounet.geoparquet import BBOX, GEOMETRY, group_ends, joined, write_geoparquet
-from geounet.ground import Outlines, map_crs, project
+from geounet.ground import Floats, Geometries, Outlines, map_crs, project
 from geounet.raster import replacing
 from geounet.rfc7946 import Fitted, coordinate_decimals, fit
 from geounet.wkb import to_wkb
 
 Part = TypeVar("Part", bound=Sized)
 
-_ARROW = {NUMBER: pa.float64(), WHOLE: pa.int64(), TRUTH: pa.bool_()}
+_ARROW = {
+    NUMBER: pa.float64(),
+    WHOLE: pa.int64(),
+    TRUTH: pa.bool_(),
+    TEXT: pa.string(),
+}
 _TEXT = {"geojson", "geojsonseq"}
 _READ = 2**20
 """Bytes read at once to count features."""
+
+_ROWS = 8192
+"""Features read at once."""
 
 _CLOCK = threading.Lock()
 """Held by the one thread whose file GDAL may date 1970."""
@@ -307,7 +325,9 @@ def _record_batch(
         for name, value in names.items()
     }
     for column in layout.columns:
-        columns[column.name] = pa.array(features.rounded(column), from_pandas=True)
+        columns[column.name] = pa.array(
+            features.rounded(column), _ARROW[column.kind], from_pandas=True
+        )
     columns[GEOMETRY] = _binary(outlines)
     if "bbox" in schema.names:
         sides = [pa.array(side) for side in outlines.bounds().T]
@@ -466,3 +486,135 @@ def _count_lines(path: Path, *, end: bytes) -> int:
             count += block.count(wanted)
             tail = block[1 - len(wanted) :]
     return count if tail.endswith(end) else -1
+
+
+# Reading again -------------------------------------------------------------------
+
+
+class Stored(NamedTuple):
+    """What a file that geounet wrote says of all its features."""
+
+    crs: pyproj.CRS
+    grouped: bool
+    """Whether all of them are MultiPolygons or MultiLineStrings."""
+
+
+class Rows(NamedTuple):
+    """Some features of a file, in its order."""
+
+    geometries: Geometries
+    """(n,) in the CRS of the file; None each if they were not asked for."""
+
+    numbers: Floats
+    """(n, c) numbers of the columns asked for; NaN for null, 1 for true."""
+
+    model: str | None
+    """Which made them."""
+
+
+def describe_file(path: Path) -> Stored:
+    """Return what a vector file of geounet's says of all its features.
+
+    Raises:
+        RasterError: the file cannot be read.
+    """
+    if path.exists() and not path.stat().st_size:  # lines of text: no features
+        return Stored(map_crs("EPSG:4326"), grouped=False)
+    with _reading(path):
+        if format_of(path) == "geoparquet":
+            geo = json.loads(pq.read_metadata(path).metadata[b"geo"])
+            column = geo["columns"][geo["primary_column"]]
+            crs = column["crs"]
+            kinds = column["geometry_types"]
+            kind = kinds[0] if kinds else ""
+        else:
+            import pyogrio
+
+            info = pyogrio.read_info(path, layer=0)
+            crs, kind = info["crs"], info["geometry_type"] or ""
+    return Stored(map_crs(crs), grouped=kind.startswith("Multi"))
+
+
+def read_rows(
+    path: Path, names: Sequence[str], *, geometries: bool = True
+) -> Iterator[Rows]:
+    """Read the features of a vector file of geounet's, some at a time.
+
+    Of the layers of a GeoPackage the first one, which is that of the class.
+
+    Args:
+        path: the file.
+        names: of the numeric columns wanted.
+        geometries: whether to read these too.
+
+    Raises:
+        RasterError: the file cannot be read, or lacks a column.
+    """
+    wanted = [*names, "model"]
+    if path.exists() and not path.stat().st_size:
+        return
+    with _reading(path):
+        read = _parquet if format_of(path) == "geoparquet" else _by_gdal
+        for batch in read(path, wanted, geometries):
+            if missing := set(wanted) - set(batch.schema.names):
+                raise RasterError(
+                    f"{path} has no column {min(missing)}; wanted features as geounet "
+                    "writes them"
+                )
+            if len(batch):
+                yield _rows(batch, names, geometries)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except GeounetError:
+        raise
+    except (RuntimeError, ValueError, KeyError, OSError) as error:  # pyogrio's, Arrow's
+        reason = str(error).partition("\n")[0]
+        raise RasterError(f"cannot read {path}: {reason}") from error
+
+
+def _parquet(
+    path: Path, names: list[str], geometries: bool
+) -> Iterator[pa.RecordBatch]:
+    columns = [*names, *([GEOMETRY] if geometries else [])]
+    with pq.ParquetFile(path) as file:
+        yield from file.iter_batches(_ROWS, columns=columns)
+
+
+def _by_gdal(
+    path: Path, names: list[str], geometries: bool
+) -> Iterator[pa.RecordBatch]:
+    import pyogrio
+
+    with pyogrio.open_arrow(
+        path,
+        layer=0,
+        columns=names,
+        read_geometry=geometries,
+        batch_size=_ROWS,
+        use_pyarrow=True,
+    ) as (facts, reader):
+        for batch in reader:
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            if geometries:
+                named = facts["geometry_name"] or "wkb_geometry"
+                columns[GEOMETRY] = columns.pop(named)
+            yield pa.RecordBatch.from_pydict(columns)
+
+
+def _rows(batch: pa.RecordBatch, names: Sequence[str], geometries: bool) -> Rows:
+    count = len(batch)
+    numbers = [
+        batch[name].cast(pa.float64()).to_numpy(zero_copy_only=False) for name in names
+    ]
+    shapes = np.full(count, None, dtype=object)
+    if geometries:
+        shapes = shapely.from_wkb(batch[GEOMETRY].to_numpy(zero_copy_only=False))
+    return Rows(
+        geometries=shapes,
+        numbers=np.stack(numbers, axis=1) if numbers else np.empty((count, 0)),
+        model=batch["model"][0].as_py(),
+    )

@@ -19,10 +19,16 @@ from numpy.typing import NDArray
 FEATURE = '{"type":"Feature",'
 """How each feature's line starts."""
 
+_PIECES = 3
+"""Of text beside columns and their words, before these: a feature's start, and that of
+a geometry of one part and of several."""
+
 _BUFFER = 2**22
 """Bytes of text made at once."""
 
 _NULL = np.iinfo(np.int64).min
+_TRUTH, _WORD = -1, -2
+"""In place of decimals: of true and false, and of texts."""
 _LARGEST = 2.0**62
 _DEPTHS = {"Point": 0, "LineString": 1, "Polygon": 2}
 
@@ -44,7 +50,8 @@ class Numbers(NamedTuple):
 
     name: str
     values: NDArray[np.generic]
-    """(n,) bool, whole or floating-point numbers; NaN becomes null."""
+    """(n,) bool, whole or floating-point numbers, where NaN becomes null; or texts as
+    objects, where None does."""
 
     decimals: int = 0
     """Of floating-point numbers, at least one of which is always written: readers tell
@@ -59,10 +66,11 @@ class _Texts(NamedTuple):
 
     starts: _Ints
     """Where each starts: before a feature, before each column, before the coordinates
-    of a geometry of one part and of several, after them; and the end of the last."""
+    of a geometry of one part and of several, each text of a column, after them all;
+    and the end of the last."""
 
     decimals: _Ints
-    """(c,) of each column: -1 for true and false, 0 for whole numbers."""
+    """(c,) of each column: 0 for whole numbers; `_TRUTH` and `_WORD`."""
 
 
 class _Rounding(NamedTuple):
@@ -85,7 +93,7 @@ class _Job(NamedTuple):
 
     multiple: NDArray[np.bool_]
     columns: _Ints
-    """(n, c) numbers of the last decimal."""
+    """(n, c) numbers of the last decimal; for a text, which piece it is."""
 
     texts: _Texts
     depth: int
@@ -120,7 +128,7 @@ def feature_texts(
         kind: "Polygon", "LineString" or "Point": what a part is.
         decimals: of coordinates, 13 at most.
         first: names and texts of the properties before the numbers.
-        numbers: the numeric properties.
+        numbers: the properties that differ.
         last: names and texts of the properties after them.
         between: written before each feature: a comma and a line end, for instance.
         buffer: to write the text into.
@@ -128,10 +136,14 @@ def feature_texts(
     Yields:
         Text that is valid until the next piece is asked for.
     """
-    texts = _texts(kind, first, numbers, last, between)
+    words: list[str] = []
     columns = np.empty((len(multiple), len(numbers)), np.int64)
     for index, column in enumerate(numbers):
-        columns[:, index] = _scaled(column)
+        if _decimals(column) == _WORD:
+            columns[:, index] = _coded(column, words, len(numbers) + _PIECES)
+        else:
+            columns[:, index] = _scaled(column)
+    texts = _texts(kind, first, numbers, last, between, words=words)
     job = _Job(
         xy=xy,
         paths=paths,
@@ -163,6 +175,8 @@ def _texts(
     numbers: Sequence[Numbers],
     last: Sequence[tuple[str, str | None]],
     between: str,
+    *,
+    words: Sequence[str],
 ) -> _Texts:
     """Put together all text that features have in common."""
     members = ",".join(f"{dumps(name)}:{dumps(value)}" for name, value in first)
@@ -175,6 +189,7 @@ def _texts(
             f'{tail}}},"geometry":{{"type":"{name}","coordinates":'
             for name in (kind, f"Multi{kind}")
         ),
+        *words,
         "}}",
     ]
     encoded = [piece.encode() for piece in pieces]
@@ -185,9 +200,26 @@ def _texts(
 
 def _decimals(column: Numbers) -> int:
     if column.values.dtype == np.bool_:
-        return -1
+        return _TRUTH
+    if column.values.dtype == np.object_:
+        return _WORD
     whole = np.issubdtype(column.values.dtype, np.integer)
     return 0 if whole else max(column.decimals, 1)
+
+
+def _coded(column: Numbers, words: list[str], before: int) -> _Ints:
+    """Return which pieces (n,) texts are, and what stands for null.
+
+    Args:
+        column: of texts.
+        words: those of the columns before this one; its own are added.
+        before: how many pieces come before them all.
+    """
+    texts = [None if value is None else dumps(value) for value in column.values]
+    places = {text: at for at, text in enumerate(dict.fromkeys(filter(None, texts)))}
+    first = before + len(words)
+    words.extend(places)
+    return np.array([_NULL if t is None else first + places[t] for t in texts], int)
 
 
 def _scaled(column: Numbers) -> _Ints:
@@ -245,7 +277,11 @@ def _put_head(buffer: _Bytes, size: int, job: _Job, feature: int) -> int:
     size = _put(buffer, size, texts, 0)
     for column in range(columns.shape[1]):
         size = _put(buffer, size, texts, 1 + column)
-        size = _put_number(buffer, size, columns[feature, column], decimals[column])
+        value = columns[feature, column]
+        if decimals[column] == _WORD and value != _NULL:
+            size = _put(buffer, size, texts, value)
+        else:
+            size = _put_number(buffer, size, value, decimals[column])
     several = job.multiple[feature]
     size = _put(buffer, size, texts, 1 + columns.shape[1] + several)
     return int(_put_byte(buffer, size, _OPEN)) if several else size

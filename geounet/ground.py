@@ -560,6 +560,20 @@ def project(xy: Floats, crs: Any) -> Floats:
     return lonlat
 
 
+def unproject(lonlat: Floats, crs: Any) -> Floats:
+    """WGS 84 longitude and latitude (n, 2) in degrees to map coordinates.
+
+    Raises:
+        CRSError: ``crs`` has no known relation to WGS 84, or a point is off the map.
+    """
+    to_wgs84 = _transformer(map_crs(crs))
+    there = to_wgs84.transform(lonlat[:, 0], lonlat[:, 1], direction="INVERSE")
+    xy = np.stack(there, axis=1)
+    if not np.isfinite(xy).all():
+        raise CRSError(f"places lie outside the domain of {map_crs(crs).name!r}")
+    return xy
+
+
 def _transformed(xy: Floats, crs: Any) -> Floats:
     """Project points; NaN where there is no map."""
     to_wgs84 = _transformer(map_crs(crs))

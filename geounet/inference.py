@@ -53,7 +53,8 @@ def resolve_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "no CUDA device was found; use --device cpu, or --device auto to take "
-            "whatever is there"
+            "whatever is there",
+            code="NO_GPU",
         )
     return device
 
@@ -299,7 +300,8 @@ class Predictor:
     def _no_number(self) -> ModelError:
         return ModelError(
             f"model {self.card.name} answered NaN or infinity; its weights are "
-            "damaged or the pixels are far outside its range"
+            "damaged or the pixels are far outside its range",
+            code="MODEL_OUTPUT",
         )
 
     def _input_table(self, stretch: Stretch | None) -> NDArray[np.uint16]:
@@ -348,7 +350,8 @@ class Predictor:
         else:
             raise ModelError(
                 f"the memory of {self.device} does not hold one tile: {error}; use a "
-                "smaller --tile-size"
+                "smaller --tile-size",
+                code="OUT_OF_MEMORY",
             ) from error
         logger.warning("the memory of %s does not hold %s", self.device, found)
 
@@ -521,7 +524,8 @@ def _load(engine: Engine) -> Predictor:
     if model.sha256 != engine.sha256:
         raise ModelError(
             f"{engine.model} has changed since the run was planned (sha256 "
-            f"{model.sha256[:12]}, wanted {engine.sha256[:12]}); start again"
+            f"{model.sha256[:12]}, wanted {engine.sha256[:12]}); start again",
+            code="MODEL_SKEW",
         )
     return Predictor(
         model,

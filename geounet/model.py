@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -208,7 +210,8 @@ def find_model(name: str | Path) -> Path:
     names = sorted(p.stem for p in SHIPPED.glob("*.safetensors"))
     raise ModelError(
         f"no model file {name} and no shipped model of that name; "
-        f"shipped: {', '.join(names) or 'none'}"
+        f"shipped: {', '.join(names) or 'none'}",
+        code="MODEL_MISSING",
     )
 
 
@@ -224,11 +227,14 @@ def load_card(path: str | Path) -> Card:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not a .safetensors model: {error}") from error
+        raise ModelError(
+            f"{path} is not a .safetensors model: {error}", code="MODEL_MISSING"
+        ) from error
     if CARD_KEY not in metadata:
         raise ModelError(
             f"{path} has weights but no geounet card: bands, scaling and classes "
-            "are unknown; save it with geounet.model.save_model"
+            "are unknown; save it with geounet.model.save_model",
+            code="MODEL_MISMATCH",
         )
     try:
         return Card.model_validate_json(metadata[CARD_KEY])
@@ -236,7 +242,8 @@ def load_card(path: str | Path) -> Card:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ModelError(
-            f"the card of {path} is not valid: {where}: {first['msg']}"
+            f"the card of {path} is not valid: {where}: {first['msg']}",
+            code="MODEL_MISMATCH",
         ) from error
 
 
@@ -250,8 +257,17 @@ def load_model(path: str | Path = DEFAULT_MODEL) -> Model:
     path = find_model(path)
     card = load_card(path)
     network = card.network()
-    load_weights(network, load_file(path), source=path)
+    load_weights(network, _weights_of(path), source=path)
     return Model(network=network.eval(), card=card, sha256=sha256_of(path))
+
+
+def _weights_of(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"model {path} cannot be read: {error}", code="MODEL_MISSING"
+        ) from error
 
 
 def load_weights(network: UNet, weights: dict[str, Tensor], *, source: Path) -> None:
@@ -272,7 +288,8 @@ def load_weights(network: UNet, weights: dict[str, Tensor], *, source: Path) -> 
     if problems:
         raise ModelError(
             f"the weights of {source} do not fit the architecture in its card: "
-            + "; ".join(sorted(problems)[:5])
+            + "; ".join(sorted(problems)[:5]),
+            code="MODEL_MISMATCH",
         )
     network.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
 
@@ -311,31 +328,48 @@ def select_bands(
     wanted = f"model {card.name} wants {len(card.bands)} ({needed})"
     chosen = tuple(bands) if bands else tuple(available[: len(card.bands)])
     if bands and len(chosen) != len(card.bands):
-        raise ModelError(f"{len(chosen)} bands chosen; {wanted}")
+        raise ModelError(f"{len(chosen)} bands chosen; {wanted}", code="BANDS")
     if len(chosen) < len(card.bands) or not set(chosen) <= set(available):
         count = len(available)
         raise ModelError(
             f"the scene has {count} image band{'s' * (count != 1)}; {wanted}"
             + (f", taken from {', '.join(map(str, chosen))}" if bands else "")
-            + "; choose others with --bands"
+            + "; choose others with --bands",
+            code="BANDS",
         )
     return chosen
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file as hex."""
-    with path.open("rb") as file:
+    """Return the sha256 of a model file as hex.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    with _readable(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[BufferedReader]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise ModelError(
+            f"model {path} cannot be read: {error.strerror}", code="MODEL_MISSING"
+        ) from error
 
 
 def _refuse_pickle(path: Path) -> None:
     """A pickle can run any code when it is opened: it is never opened."""
-    with path.open("rb") as file:
+    with _readable(path) as file:
         head = file.read(9)
     # a .safetensors file begins with the length of its header, which may look like one
     if head[8:] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
         raise ModelError(
             f"{path} is a pickle (a .pt/.pth file), which can run code when loaded; "
             "geounet loads .safetensors only: save the state dict with "
-            "geounet.model.save_model"
+            "geounet.model.save_model",
+            code="MODEL_UNSAFE",
         )

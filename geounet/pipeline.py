@@ -1,20 +1,28 @@
-"""One scene from GeoTIFF to mask, features and receipt."""
+"""One scene from GeoTIFF to mask, features and receipt.
+
+`execute` does what a plan says in three steps, of which each can run in a process of
+its own with nothing but the plan between them: `begin`, `infer_blocks`, `finish`. A
+step that was cut short is done again, and blocks that are staged are not.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
+import os
 import platform
+import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +33,7 @@ from geounet.classes import (
     ClassTable,
     classify,
 )
-from geounet.errors import ConfigError, OutputError
+from geounet.errors import ConfigError, ModelError, OutputError, RasterError
 from geounet.inference import (
     Engine,
     Stretch,
@@ -44,7 +52,7 @@ from geounet.planning import (
     plan,
     read_receipt,
 )
-from geounet.progress import Report
+from geounet.progress import Report, printable
 from geounet.raster import (
     Scene,
     footprint,
@@ -52,9 +60,10 @@ from geounet.raster import (
     move_into_place,
     replacing,
 )
+from geounet.recovery import failure_of
 from geounet.report import write_preview
 from geounet.schedule import connect, run_tasks
-from geounet.stitching import Parts, write_mask, write_scores
+from geounet.stitching import Kind, Parts, write_mask, write_scores
 from geounet.tiling import Tile, TileGrid
 from geounet.tracing import mask_counts
 from geounet.vectors import Traced, trace_classes, write_class
@@ -65,8 +74,34 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+"""How tasks are run: `one_by_one`, or `geounet.schedule.run_tasks` with a client."""
+
 WRITERS = 2
 """Files written at once: compressing and formatting take turns on a core each."""
+LEAST_CORE = 256
+"""Side of a tile's core in pixels that is not made smaller when memory runs out."""
+RESUMABLE = frozenset(
+    {
+        "CLUSTER_LOST",
+        "DEVICE_SICK",
+        "DISK_FULL",
+        "FD_LIMIT",
+        "IO_ERROR",
+        "OUTPUT_UNWRITABLE",
+        "OUT_OF_MEMORY",
+        "TIMEOUT",
+        "WORKER_DIED",
+    }
+)
+"""Codes of trouble that is neither the scene's nor the model's: what was staged before
+it came is good."""
+_STAGING = r"\.[0-9a-f]{12}\.parts"
+_PARTIAL = re.compile(r"\..+\.\d+\.[0-9a-f]{12}\.partial(\..+)?", re.DOTALL)
+
+
+class Interrupted(Exception):  # noqa: N818  nothing went wrong
+    """Work ended before it was done, as it was asked to; what was staged stays."""
 
 
 # --- the run ----------------------------------------------------------------------
@@ -81,6 +116,8 @@ class Result:
     receipt: Path
     skipped: bool = False
     """Nothing had changed since the last run, so nothing was done."""
+    resumed_blocks: int = 0
+    """Blocks that were staged before, by a run that was cut short or by others."""
     features: dict[str, int] = field(default_factory=dict)
     """Features written, by class."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -115,7 +152,8 @@ def run(
     if work.up_to_date and not overwrite:
         return skipped(work)
     with scheduler(recipe) as client:
-        return execute(work, client=client, overwrite=overwrite, report=report)
+        run_here = partial(run_tasks, client=client)
+        return execute(work, run=run_here, overwrite=overwrite, report=report)
 
 
 @contextmanager
@@ -138,8 +176,17 @@ def scheduler(recipe: Recipe) -> Iterator[Client]:
         raise ConfigError(str(error)) from error
 
 
+def one_by_one(func: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield ``func(item)`` for every item: tasks here, one after the other."""
+    return map(func, items)
+
+
 def skipped(work: Plan) -> Result:
-    """Return the result of a run that had nothing to do, as its receipt has it."""
+    """Return the result of a run that had nothing to do, as its receipt has it.
+
+    A run that was killed when all was done but the tidying up is tidied up after.
+    """
+    shutil.rmtree(work.staging, ignore_errors=True)
     receipt = read_receipt(work.receipt)
     return Result(
         scene=work.scene.path,
@@ -153,36 +200,103 @@ def skipped(work: Plan) -> Result:
 def execute(
     work: Plan,
     *,
-    client: Client,
+    run: Run,
     overwrite: bool = False,
     redo: bool = False,
     report: Report | None = None,
+    stop: Path | None = None,
 ) -> Result:
     """Do what a plan says.
 
     Args:
         work: the plan.
-        client: where the tasks run.
+        run: runs the tasks, here or on a cluster.
         overwrite: replace whatever has the names of the outputs.
         redo: replace what an earlier run of geounet left there, but nothing else.
         report: told (stage, done, total) as the work goes on.
+        stop: a file that, once it is there, ends the work before the next block.
 
     Raises:
+        Interrupted: the work was stopped.
         OutputError: outputs exist that this plan did not make, or a write failed.
         GeounetError: of another kind, from reading or inference.
     """
-    prepare_output(work, overwrite=overwrite, redo=redo)
+    begin(work, overwrite=overwrite, redo=redo)
+    clock = Clock(report)
+    with tidied(work):
+        reports = infer_blocks(work, work.blocks, run=run, clock=clock, stop=stop)
+    return finish(work, reports, run=run, clock=clock)
+
+
+@contextmanager
+def tidied(work: Plan) -> Iterator[None]:
+    """Leave behind, where the body fails, only what a later run can go on from.
+
+    That is every block that was finished, unless the failure is the scene's or the
+    model's fault, or a bug. Nothing may still be at work on the scene.
+    """
     try:
-        return _staged(work, client=client, clock=Clock(report))
-    finally:
-        shutil.rmtree(work.staging, ignore_errors=True)
+        yield
+    except BaseException as error:
+        abandon(work, error)
+        raise
 
 
-def _staged(work: Plan, *, client: Client, clock: Clock) -> Result:
-    """Do what a plan says: everything in the staging folder, then all into place."""
-    parts = Parts(folder=work.staging, blocks=work.blocks)
-    files = {role: work.staging / path.name for role, path in work.outputs.items()}
-    counts = infer(work, parts, client=client, clock=clock)
+def abandon(work: Plan, error: BaseException) -> None:
+    """Remove what is staged of a scene, or all but its parts if they can be of use.
+
+    Args:
+        work: the plan.
+        error: what ended it.
+    """
+    ended = not isinstance(error, Exception) or isinstance(error, Interrupted)
+    if ended or failure_of(error).code in RESUMABLE:
+        with contextlib.suppress(OSError):
+            if parts_of(work).strip(work.receipt.name):
+                return
+    shutil.rmtree(work.staging, ignore_errors=True)
+
+
+def finish(
+    work: Plan, reports: Sequence[BlockReport] | None, *, run: Run, clock: Clock
+) -> Result:
+    """Make the outputs of a scene from its staged blocks, and publish them.
+
+    Args:
+        work: the plan.
+        reports: of all its blocks; None to take what their markers say, and to do the
+            blocks that have none.
+        run: runs the tasks, here or on a cluster.
+        clock: of the run, for the receipt.
+
+    Raises:
+        RasterError: the scene has changed since the plan was made.
+        OutputError: a write failed.
+    """
+    with tidied(work):
+        parts_of(work).strip(work.receipt.name)
+        if reports is None:
+            reports = infer_blocks(work, work.blocks, run=run, clock=clock)
+        counts = Counts.of(work, reports)
+        features = make_outputs(work, run=run, clock=clock)
+        clock.stop()
+        described = describe_run(
+            work, counts=counts, features=features, seconds=clock.seconds
+        )
+        publish(work, described)
+    return Result(
+        scene=work.scene.path,
+        outputs=work.outputs,
+        receipt=work.receipt,
+        resumed_blocks=sum(report.resumed for report in reports),
+        features=features,
+        seconds=clock.seconds,
+    )
+
+
+def make_outputs(work: Plan, *, run: Run, clock: Clock) -> dict[str, int]:
+    """Make every output in the staging folder; returns the features of each class."""
+    parts, files = parts_of(work), staged_outputs(work)
     with ThreadPoolExecutor(max_workers=WRITERS) as writers:
         rasters = writers.submit(write_rasters, work, parts, files, clock)
         with clock.stage("trace"):
@@ -193,30 +307,23 @@ def _staged(work: Plan, *, client: Client, clock: Clock) -> Result:
                 scene=work.scene,
                 known=work.table,
                 folder=work.staging,
-                run=partial(run_tasks, client=client),
+                run=run,
             )
         release_memory()  # of what was joined nothing is needed but the outlines
         with clock.stage("export"):
             features = write_features_of(work, traced, files, writers)
         rasters.result()
-    clock.stop()
-    described = describe_run(
-        work, files, counts=counts, features=features, seconds=clock.seconds
-    )
-    receipt = work.staging / work.receipt.name
-    with replacing(receipt) as partial_path:
-        text = json.dumps(described, indent=2, ensure_ascii=False, allow_nan=False)
-        partial_path.write_text(text + "\n", encoding="utf-8")
-    remove_stale(work)
-    finished = [(files[role], path) for role, path in work.outputs.items()]
-    move_into_place([*finished, (receipt, work.receipt)])
-    return Result(
-        scene=work.scene.path,
-        outputs=work.outputs,
-        receipt=work.receipt,
-        features=features,
-        seconds=clock.seconds,
-    )
+    return features
+
+
+def parts_of(work: Plan) -> Parts:
+    """Return the staged parts of a scene, whether they are there or not yet."""
+    return Parts(folder=work.staging, blocks=work.blocks)
+
+
+def staged_outputs(work: Plan) -> dict[str, Path]:
+    """Return where each output is made before it gets its place, by role."""
+    return {role: work.staging / path.name for role, path in work.outputs.items()}
 
 
 def write_rasters(
@@ -250,14 +357,171 @@ def write_features_of(
     return {name: written.result() for name, written in writing.items()}
 
 
-def remove_stale(work: Plan) -> None:
-    """Remove the receipt of an earlier run, and outputs of it that this has not."""
-    before = read_receipt(work.receipt)
-    work.receipt.unlink(missing_ok=True)
+# --- staging and publishing -------------------------------------------------------
+
+
+def begin(work: Plan, *, overwrite: bool = False, redo: bool = False) -> None:
+    """Make the output and staging folders, and refuse to clobber.
+
+    What another plan has staged of the same scene is removed.
+
+    Args:
+        work: the plan.
+        overwrite: replace whatever is there.
+        redo: replace what an earlier run is known to have made, with other parameters
+            or from another input too.
+
+    Raises:
+        OutputError: outputs exist that may not be replaced, or a folder cannot be made.
+    """
+    there = [path for path in work.outputs.values() if path.exists()]
+    receipt = read_receipt(work.receipt)
+    if receipt is None and work.receipt.exists():
+        there.append(work.receipt)  # somebody else's
+    if there and not overwrite and not _may_replace(work, there, receipt, redo=redo):
+        raise OutputError(
+            f"{printable(there[0])} exists and is not known to come from this input, "
+            "model and parameters; replace it with --overwrite, or choose another "
+            "folder",
+            code="OUTPUT_EXISTS",
+        )
+    make_folder(work.output)
+    make_folder(work.staging)
+    for folder in stagings(work):
+        if folder != work.staging:
+            _supersede(folder, work)
+
+
+def _may_replace(
+    work: Plan, there: Sequence[Path], receipt: Receipt | None, *, redo: bool
+) -> bool:
+    """Tell whether files are what this plan made, or with ``redo`` any earlier one.
+
+    This plan made them if it was cut short between the first file and the receipt, or
+    if some of its outputs have been deleted since.
+    """
+    if receipt is None:
+        begun = (read_receipt(path / work.receipt.name) for path in stagings(work))
+        known = any(r and (redo or r.fingerprint == work.fingerprint) for r in begun)
+        return known and not work.receipt.exists()
+    known = redo or receipt.fingerprint == work.fingerprint
+    return known and all(receipt.vouches_for(path) for path in there)
+
+
+def stagings(work: Plan) -> list[Path]:
+    """List the staging folders of a scene, whatever plan they were made for."""
+    ours = re.compile(rf"\.{re.escape(work.stem)}{_STAGING}")
+    there = work.output.iterdir() if work.output.is_dir() else ()
+    return sorted(path for path in there if ours.fullmatch(path.name))
+
+
+def _supersede(folder: Path, work: Plan) -> None:
+    """Remove a staging folder, but for the receipt that says that it was published.
+
+    Without it, nobody would know whose the files are that had their places already.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(folder / work.receipt.name, work.staging / work.receipt.name)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(work: Plan, described: Mapping[str, Any]) -> None:
+    """Put the staged outputs into their places, and the receipt last.
+
+    A kill leaves the old outputs; or some of the old and the new ones without a
+    receipt, and a receipt in the staging folder, by which `begin` knows them; or all.
+
+    Args:
+        work: the plan.
+        described: the receipt.
+
+    Raises:
+        RasterError: the scene has changed since the plan was made.
+        OutputError: a file cannot be moved.
+    """
+    check_unchanged(work)
+    receipt = work.staging / work.receipt.name
+    for path in leftovers(work, receipt):  # of another plan, killed as it published
+        path.unlink(missing_ok=True)
+    with replacing(receipt) as partial_path:
+        text = json.dumps(described, indent=2, ensure_ascii=False, allow_nan=False)
+        partial_path.write_text(text + "\n", encoding="utf-8")
+    staged = staged_outputs(work)
+    moves = [(staged[role], path) for role, path in work.outputs.items()]
+    move_into_place(
+        [*moves, (receipt, work.receipt)],
+        # the receipt after them: as long as it is there, they are known to be ours
+        instead_of=[*leftovers(work, work.receipt), work.receipt],
+    )
+    shutil.rmtree(work.staging, ignore_errors=True)
+
+
+def leftovers(work: Plan, receipt: Path) -> list[Path]:
+    """List the outputs named in a receipt that this plan does not make."""
+    before = read_receipt(receipt)
     kept = {path.name for path in work.outputs.values()}
-    for name in before.sizes.keys() - kept if before else ():
-        if (path := work.output / name).parent == work.output:
-            path.unlink(missing_ok=True)
+    names = before.sizes.keys() - kept if before else ()
+    paths = [work.output / name for name in sorted(names)]
+    return [path for path in paths if path.parent == work.output]
+
+
+def check_unchanged(work: Plan, cause: Exception | None = None) -> None:
+    """See that the scene is the file that the plan was made for.
+
+    Args:
+        work: the plan.
+        cause: what made one doubt it.
+
+    Raises:
+        RasterError: it has changed, or cannot be looked at.
+    """
+    path = work.scene.path
+    try:
+        same = input_identity(path) == work.made_from["input"]
+    except FileNotFoundError:
+        same = False
+    except OSError as error:
+        raise RasterError(
+            f"{printable(path)}: cannot be looked at again: {error.strerror}",
+            code="IO_ERROR",
+        ) from error
+    if not same:
+        raise RasterError(
+            f"{printable(path)}: changed while it was read; its outputs were thrown "
+            "away; run it again",
+            code="INPUT_CHANGED",
+        ) from cause
+
+
+def sweep_staging(folder: Path, keep: Collection[Path] = ()) -> int:
+    """Remove what runs that were killed have left below an output folder.
+
+    That is folders of staged parts and files that were half written, known by their
+    names. None may be in use.
+
+    Args:
+        folder: searched with all folders below it.
+        keep: staging folders that stay, since they will be gone on with.
+
+    Returns:
+        How many folders and files were removed.
+    """
+    removed = 0
+    for here, folders, files in os.walk(folder):
+        stale = [n for n in folders if re.fullmatch(r"\..+" + _STAGING, n, re.DOTALL)]
+        folders[:] = [name for name in folders if name not in stale]
+        for path in (Path(here, name) for name in stale):
+            if path not in keep:
+                shutil.rmtree(path, ignore_errors=True)
+                removed += 1
+        for name in filter(_PARTIAL.fullmatch, files):
+            with contextlib.suppress(OSError):
+                Path(here, name).unlink()
+                removed += 1
+    return removed
+
+
+# --- time ---------------------------------------------------------------------------
 
 
 class Clock:
@@ -293,45 +557,6 @@ class Clock:
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
 
-def prepare_output(work: Plan, *, overwrite: bool, redo: bool) -> None:
-    """Make the output and staging folders, and refuse to clobber.
-
-    Args:
-        work: the plan.
-        overwrite: replace whatever is there.
-        redo: replace what an earlier run is known to have made, with other parameters
-            or from another input too.
-
-    Raises:
-        OutputError: outputs exist that may not be replaced, or a folder cannot be made.
-    """
-    there = [path for path in work.outputs.values() if path.exists()]
-    receipt = read_receipt(work.receipt)
-    if receipt is None and work.receipt.exists():
-        there.append(work.receipt)  # somebody else's
-    if there and not overwrite and not _may_replace(work, there, receipt, redo=redo):
-        raise OutputError(
-            f"{there[0]} exists and is not known to come from this input, model and "
-            "parameters; replace it with --overwrite, or choose another folder"
-        )
-    make_folder(work.output)
-    make_folder(work.staging)
-
-
-def _may_replace(
-    work: Plan, there: Sequence[Path], receipt: Receipt | None, *, redo: bool
-) -> bool:
-    """Tell whether files are what this plan made, or with ``redo`` any earlier one.
-
-    This plan made them if it was cut short between the first file and the receipt, or
-    if some of its outputs have been deleted since.
-    """
-    if receipt is None:
-        return work.staging.is_dir() and not work.receipt.exists()
-    known = redo or receipt.fingerprint == work.fingerprint
-    return known and all(receipt.vouches_for(path) for path in there)
-
-
 # --- inference --------------------------------------------------------------------
 
 
@@ -348,8 +573,32 @@ class InferBlock:
     parts: Parts
     keep_scores: bool
 
+    stop: Path | None = None
+    """Once this file is there, no block is begun."""
+
     def __call__(self, block: Tile) -> BlockReport:
-        """Score a block and stage its parts."""
+        """Score a block and stage its parts, unless that has been done before.
+
+        Raises:
+            Interrupted: the work was stopped.
+        """
+        if self.stop and self.stop.exists():
+            name = printable(self.scene.path.name)
+            raise Interrupted(f"{name}: stopped before all was done")
+        return self._resumed(block) or self._computed(block)
+
+    def _resumed(self, block: Tile) -> BlockReport | None:
+        """Return the report of a block that an earlier run has staged, if it is whole.
+
+        It counts if it was made by what this process would make it with: the folder
+        is that of the fingerprint, which knows no versions and no threads.
+        """
+        facts = self.parts.finished(block)
+        if facts is None or facts.pop("made_with") != self._made_with():
+            return None
+        return BlockReport.from_facts(facts)
+
+    def _computed(self, block: Tile) -> BlockReport:
         predictor = predictor_for(self.engine)
         found = predict_block(
             predictor,
@@ -361,17 +610,23 @@ class InferBlock:
             blend=self.engine.blend,
         )
         mask, best = classify(found.scores, found.validity, self.table)
-        self.parts.save("mask", block, mask)
-        self.parts.save("best", block, best)
+        kept: dict[Kind, NDArray[np.uint8]] = {"mask": mask, "best": best}
         if self.keep_scores:
-            self.parts.save("scores", block, found.scores)
-        self.parts.save_picture(block, found.pixels, found.validity)
-        return BlockReport(
+            kept["scores"] = found.scores
+        sums = {kind: self.parts.save(kind, block, kept[kind]) for kind in kept}
+        sums["picture"] = self.parts.save_picture(block, found.pixels, found.validity)
+        report = BlockReport(
             pixels=block.core.width * block.core.height,
             tiles_run=found.tiles_run,
             counts=mask_counts(mask),
             batch_size=predictor.batch_size,
         )
+        facts = report.facts() | {"made_with": self._made_with()}
+        self.parts.mark(block, sums, facts)
+        return report
+
+    def _made_with(self) -> dict[str, Any]:
+        return versions() | {"threads": self.engine.threads}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -384,6 +639,32 @@ class BlockReport:
     """Shape (256,): pixels of the mask by value."""
     batch_size: int
     """Tiles run at once; fewer than were asked for if memory did not hold them."""
+    resumed: bool = False
+    """Whether the block had been staged before."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return the report as JSON has it, for the marker of the block."""
+        values = np.flatnonzero(self.counts).tolist()
+        return {
+            "pixels": self.pixels,
+            "tiles_run": self.tiles_run,
+            "counts": {str(value): int(self.counts[value]) for value in values},
+            "batch_size": self.batch_size,
+        }
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Self:
+        """Return the report of a block that was taken up again."""
+        counts = np.zeros(256, dtype=np.int64)
+        for value, pixels in facts["counts"].items():
+            counts[int(value)] = pixels
+        return cls(
+            pixels=facts["pixels"],
+            tiles_run=facts["tiles_run"],
+            counts=counts,
+            batch_size=facts["batch_size"],
+            resumed=True,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -395,32 +676,135 @@ class Counts:
     batch_size: int
     """The least that any block was run with."""
 
+    @classmethod
+    def of(cls, work: Plan, reports: Sequence[BlockReport]) -> Self:
+        """Add up what all blocks of a scene reported.
 
-def infer(work: Plan, parts: Parts, *, client: Client, clock: Clock) -> Counts:
-    """Run the model over all blocks and stage their parts."""
-    scale = work.recipe.scale
+        Raises:
+            ValueError: some blocks are missing, or there twice.
+        """
+        counted = sum(report.pixels for report in reports)
+        if counted != work.scene.height * work.scene.width:
+            raise ValueError(f"reports are of {counted} pixels, and not of the scene's")
+        return cls(
+            tiles_run=sum(report.tiles_run for report in reports),
+            by_value=sum((r.counts for r in reports), np.zeros(256, dtype=np.int64)),
+            batch_size=min(
+                work.engine.batch_size, *(report.batch_size for report in reports)
+            ),
+        )
+
+
+def infer_blocks(
+    work: Plan,
+    blocks: Sequence[Tile],
+    *,
+    run: Run,
+    clock: Clock | None = None,
+    stop: Path | None = None,
+) -> list[BlockReport]:
+    """Run the model over some blocks of a scene, and stage their parts.
+
+    Args:
+        work: the plan.
+        blocks: all of its blocks, or the share of one process.
+        run: runs the tasks, here or on a cluster.
+        clock: told how far it is.
+        stop: a file that, once it is there, ends the work before the next block.
+
+    Returns:
+        What each block's task had to say, in the order in which they ended.
+
+    Raises:
+        Interrupted: the work was stopped.
+        RasterError: the scene is damaged, or has changed since the plan was made.
+        GeounetError: of another kind, from inference and staging.
+    """
+    clock = clock or Clock(None)
     task = InferBlock(
         engine=work.engine,
         scene=work.scene,
         grid=work.grid,
         bands=work.bands,
-        stretch=Stretch(low=scale[0], high=scale[1]) if scale else None,
+        stretch=_stretch_of(work.recipe),
         table=work.table,
-        parts=parts,
+        parts=parts_of(work),
         keep_scores=work.recipe.scores,
+        stop=stop,
     )
-    total = work.scene.height * work.scene.width
-    done, tiles_run, by_value = 0, 0, np.zeros(256, dtype=np.int64)
-    batch_size = work.engine.batch_size
-    with clock.stage("infer"):
-        for report in run_tasks(task, work.blocks, client=client):
+    total = sum(block.core.height * block.core.width for block in blocks)
+    reports: list[BlockReport] = []
+    done = 0
+    with clock.stage("infer"), _read_as_planned(work):
+        for report in run(task, blocks):
+            reports.append(report)
             done += report.pixels
-            tiles_run += report.tiles_run
-            by_value += report.counts
-            batch_size = min(batch_size, report.batch_size)
             clock.tell("infer", done, total)
     release_memory()
-    return Counts(tiles_run=tiles_run, by_value=by_value, batch_size=batch_size)
+    return reports
+
+
+def _stretch_of(recipe: Recipe) -> Stretch | None:
+    return Stretch(low=recipe.scale[0], high=recipe.scale[1]) if recipe.scale else None
+
+
+@contextmanager
+def _read_as_planned(work: Plan) -> Iterator[None]:
+    """Say of a scene that cannot be read any more if that is because it has changed."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except RasterError as error:
+        check_unchanged(work, error)
+        raise
+
+
+def reduced(work: Plan, times: int) -> Plan:
+    """Return a plan of the same result that takes less memory, if there is one.
+
+    First one tile is run at a time, then tiles are halved, and each is a block. It has
+    the fingerprint of the plan, so its outputs count as the plan's, and a staging
+    folder of its own. In float32 a score may differ in its last step of 254, as it may
+    between any two shapes of tiles; blended tiles are not halved, as that decides what
+    they are blended with.
+
+    Args:
+        work: the plan.
+        times: how often memory has run out.
+
+    Raises:
+        ModelError: it cannot take less.
+    """
+    for _ in range(times):
+        work = _smaller(work)
+    return work
+
+
+def _smaller(work: Plan) -> Plan:
+    engine, grid, blocks = work.engine, work.grid, work.blocks
+    if engine.batch_size > 1:
+        engine = replace(engine, batch_size=1)
+    else:
+        rows, cols = (_halved(core, grid.stride) for core in grid.core_shape)
+        if engine.blend != "crop" or (rows, cols) == grid.core_shape:
+            raise ModelError(
+                f"{printable(work.scene.path.name)}: memory does not hold the smallest "
+                f"tile that makes sense, {' x '.join(map(str, grid.tile_shape))} px; "
+                "use a machine with more",
+                code="OUT_OF_MEMORY",
+            )
+        margin = 2 * grid.halo
+        grid = blocks = replace(grid, tile_size=(rows + margin, cols + margin))
+    taken = {"tile_size": grid.tile_shape, "batch_size": engine.batch_size}
+    made_from = {**work.made_from, "reduced": taken}
+    return replace(work, engine=engine, grid=grid, blocks=blocks, made_from=made_from)
+
+
+def _halved(core: int, stride: int) -> int:
+    """Return half of a side of a tile's core, on the stride, unless it is small."""
+    half, least = (-(-side // stride) * stride for side in (core / 2, LEAST_CORE))
+    return int(max(half, min(core, least)))
 
 
 def stitch(work: Plan, parts: Parts, files: Mapping[str, Path]) -> None:
@@ -448,7 +832,6 @@ def stitch(work: Plan, parts: Parts, files: Mapping[str, Path]) -> None:
 
 def describe_run(
     work: Plan,
-    files: Mapping[str, Path],
     *,
     counts: Counts,
     features: dict[str, int],
@@ -457,8 +840,10 @@ def describe_run(
     """Return the receipt: what was made from what, as a STAC item.
 
     See https://github.com/radiantearth/stac-spec, version 1.0.0, and the file
-    extension for the names of fields. Pixels are counted on the working grid.
+    extension for the names of fields. Pixels are counted on the working grid, and the
+    outputs are those in the staging folder.
     """
+    files = staged_outputs(work)
     return {
         "type": "Feature",
         "stac_version": "1.0.0",
@@ -467,7 +852,7 @@ def describe_run(
         "properties": {
             "datetime": datetime.now(UTC).isoformat(timespec="seconds"),
             "geounet:fingerprint": work.fingerprint,
-            "geounet:input": input_identity(work.scene.path),
+            "geounet:input": work.made_from["input"],
             "geounet:model": {"name": work.card.name, "sha256": work.engine.sha256},
             "geounet:parameters": work.recipe.model_dump(mode="json"),
             "geounet:versions": versions(),
@@ -518,6 +903,7 @@ def pixels_by_class(shown: ClassTable, by_value: NDArray[np.int64]) -> dict[str,
     return pixels | {"background": background, "nodata": nodata}
 
 
+@lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """Return the versions of what decides a result."""
     packages = ("torch", "rasterio", "shapely", "pyproj", "numpy", "numba", "dask")

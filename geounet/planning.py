@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,10 +39,19 @@ from geounet.model import (
     select_bands,
     sha256_of,
 )
-from geounet.raster import Scene, available_cores
+from geounet.progress import printable
+from geounet.raster import (
+    DRIVER_RISKS,
+    MAX_PIXELS,
+    Scene,
+    available_cores,
+    parse_crs,
+)
 from geounet.recipes import checked, find_recipe, read_table
 from geounet.rules import FeatureTable
 from geounet.tiling import TileGrid
+
+logger = logging.getLogger(__name__)
 
 NUMERICS_EPOCH = 3
 """Raised when the same input and parameters give other results than before."""
@@ -71,6 +82,10 @@ class Recipe(BaseModel):
     scale: tuple[float, float] | None = None
     nodata: Literal["auto", "none"] | float = "auto"
     assume_crs: str | None = None
+    allow_driver: tuple[str, ...] = ()
+    """Formats that are read beside GeoTIFF, by GDAL's names; `DRIVER_RISKS`."""
+    max_pixels: int = Field(MAX_PIXELS, ge=1)
+    """Most pixels of a scene."""
     allow_gsd: bool = False
     native: bool = False
     scores: bool = False
@@ -100,6 +115,16 @@ class Recipe(BaseModel):
         if classes == ():
             raise ValueError("name at least one class")
         return classes
+
+    @field_validator("allow_driver")
+    @classmethod
+    def _weighed(cls, drivers: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := set(drivers) - DRIVER_RISKS.keys():
+            raise ValueError(
+                f"{', '.join(sorted(unknown))} cannot be allowed, only "
+                f"{', '.join(DRIVER_RISKS)}"
+            )
+        return drivers
 
     @field_validator("scale")
     @classmethod
@@ -144,10 +169,12 @@ class Recipe(BaseModel):
     def deciding(self) -> dict[str, Any]:
         """Return what decides a result, apart from what the engine says of it.
 
-        Where the work is spread does not; the model counts by its hash, whatever its
-        path, and the device by what it turned out to be.
+        Where the work is spread does not, nor does which scenes are accepted; the
+        model counts by its hash, whatever its path, and the device by what it turned
+        out to be.
         """
         apart = {"workers", "processes", "threads", "scheduler"}
+        apart |= {"allow_driver", "max_pixels"}
         apart |= {"model", "device", "precision"}
         return self.model_dump(mode="json", exclude=apart)
 
@@ -167,6 +194,7 @@ def check_recipe(recipe: Recipe) -> None:
 
     Raises:
         ConfigError: a class, format or device that does not exist.
+        CRSError: the CRS to be assumed does not.
         ModelError: the model cannot be loaded, or answers no classes.
     """
     card = load_card(recipe.model)
@@ -176,6 +204,16 @@ def check_recipe(recipe: Recipe) -> None:
         table[name]  # a misspelt class is an error, not a silence
     format_of(recipe.format)
     resolve_device(recipe.device)
+    if recipe.assume_crs is not None:
+        parse_crs(recipe.assume_crs)
+    for driver in recipe.allow_driver:
+        tell_of_risk(driver)
+
+
+@cache
+def tell_of_risk(driver: str) -> None:
+    """Say once in a process what speaks against a format that is allowed."""
+    logger.warning("%s is allowed: %s", driver, DRIVER_RISKS[driver])
 
 
 # --- the plan ---------------------------------------------------------------------
@@ -200,6 +238,9 @@ class Plan:
     """The classes that are written as features."""
     output: Path
     stem: str
+    made_from: Mapping[str, Any]
+    """What decides the result. The fingerprint is its hash, unless the plan was made
+    again for less memory, which leaves the fingerprint as it is."""
     fingerprint: str
     up_to_date: bool
     """Whether the outputs are there, made from the same input and parameters."""
@@ -241,7 +282,7 @@ class Plan:
     @property
     def staging(self) -> Path:
         """Folder for parts and unfinished outputs, beside where they will be."""
-        return self.output / f".{self.stem}.{self.fingerprint[:12]}.parts"
+        return self.output / f".{self.stem}.{fingerprint(self.made_from)[:12]}.parts"
 
     def describe(self) -> str:
         """Say in a few lines what would be done."""
@@ -251,7 +292,7 @@ class Plan:
             pixels += f", read as {scene.width} x {scene.height}"
         tall, wide = grid.tile_shape
         lines = [
-            f"{scene.path.name}: {pixels} at {scene.ground_size or 0:.2f} m",
+            f"{printable(scene.path.name)}: {pixels} at {scene.ground_size or 0:.2f} m",
             f"  model     {self.card.name} on {self.engine.device}, "
             f"{self.engine.precision}",
             f"  tiles     {len(grid)} of {tall} x {wide} px (halo {grid.halo}) in "
@@ -291,7 +332,14 @@ def plan(
     table = class_table(card)
     shown = table.restricted_to(recipe.classes or table.names)
     featured = table.restricted_to(recipe.classes or vectorized_classes(card))
-    opened = Scene.open(scene, assume_crs=recipe.assume_crs, nodata=recipe.nodata)
+    opened = Scene.open(
+        scene,
+        assume_crs=recipe.assume_crs,
+        nodata=recipe.nodata,
+        drivers=("GTiff", *recipe.allow_driver),
+        max_pixels=recipe.max_pixels,
+    )
+    check_colors(opened)
     bands = select_bands(card, recipe.bands, available=opened.image_bands)
     check_values(opened, card, recipe)
     working = fit_ground_size(opened, card, allow=recipe.allow_gsd)
@@ -321,6 +369,7 @@ def plan(
         featured=featured,
         output=Path(output).absolute(),
         stem=stem or opened.path.stem,
+        made_from=made_from,
         fingerprint=fingerprint(made_from),
         up_to_date=False,
     )
@@ -351,7 +400,23 @@ def check_task(card: Card) -> None:
     if card.task != "segment":
         raise ModelError(
             f"model {card.name} restores imagery and finds no classes; train one that "
-            "does from it: give it as init in the [model] table of a training recipe"
+            "does from it: give it as init in the [model] table of a training recipe",
+            code="MODEL_MISMATCH",
+        )
+
+
+def check_colors(scene: Scene) -> None:
+    """Refuse pixels that are numbers of colors, and not colors.
+
+    Raises:
+        ModelError: the scene has a palette, as an image of one bit has too.
+    """
+    if "palette" in scene.colors:
+        raise ModelError(
+            f"{printable(scene.path.name)} has a palette: its pixels are numbers of "
+            "colors, which mean nothing to a model; expand it with gdal_translate "
+            "-expand rgb",
+            code="PALETTE",
         )
 
 
@@ -365,9 +430,10 @@ def check_values(scene: Scene, card: Card, recipe: Recipe) -> None:
         return
     low, high = card.value_range
     raise ModelError(
-        f"{scene.path.name} has {scene.dtype} pixels and model {card.name} was trained "
-        f"on {low:g} to {high:g}; say which values are darkest and brightest with "
-        "--scale LOW,HIGH, for instance --scale 0,3000"
+        f"{printable(scene.path.name)} has {scene.dtype} pixels and model {card.name} "
+        f"was trained on {low:g} to {high:g}; say which values are darkest and "
+        "brightest with --scale LOW,HIGH, for instance --scale 0,3000",
+        code="RANGE",
     )
 
 
@@ -381,14 +447,16 @@ def fit_ground_size(scene: Scene, card: Card, *, allow: bool) -> Scene:
     size, coarsest = scene.ground_size, card.ground_size_range[1]
     if size is None:
         raise CRSError(
-            f"{scene.path.name}: its CRS gives no size on the ground; warp it to a "
-            "known one first, for instance with gdalwarp -t_srs EPSG:..."
+            f"{printable(scene.path.name)}: its CRS gives no size on the ground; warp "
+            "it to a known one first, for instance with gdalwarp -t_srs EPSG:...",
+            code="CRS_UNKNOWN",
         )
     if size > coarsest * 1.05 and not allow:
         raise ModelError(
-            f"{scene.path.name} has pixels of {size:.2f} m; model {card.name} was "
-            f"trained on {card.ground_size_range[0]:g} to {coarsest:g} m and would "
-            "guess; run it anyway with --allow-gsd"
+            f"{printable(scene.path.name)} has pixels of {size:.2f} m; model "
+            f"{card.name} was trained on {card.ground_size_range[0]:g} to "
+            f"{coarsest:g} m and would guess; run it anyway with --allow-gsd",
+            code="GSD",
         )
     return scene.resampled_to(card.ground_size)
 

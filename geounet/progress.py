@@ -96,3 +96,13 @@ class Progress:
         )
         left = tqdm.format_interval(seconds * (total - done) / since)
         return f"{text}, {so_far} of {of}{unit}, {rate}{unit}/s, {left} left"
+
+
+def printable(text: object) -> str:
+    """Make text one line that a terminal cannot mistake for commands.
+
+    A file's name may hold a newline or a terminal's escape codes.
+    """
+    return "".join(
+        char if char.isprintable() else repr(char)[1:-1] for char in str(text).strip()
+    )

@@ -10,7 +10,11 @@ must appear whole or not at all goes through `replacing`.
 
 Only the GTiff driver opens a file unless the caller names others: GDAL picks a driver
 by content, and a VRT that calls itself .tif may point at any file or address
-(https://gdal.org/en/stable/user/security.html).
+(https://gdal.org/en/stable/user/security.html). Files that lie beside a scene add to
+what it says of itself, and never change it.
+
+What GDAL raises is a sentence. Here it becomes a code as well, from which an archive
+knows whether to try again: see `_code_of_input` and `code_of_output`.
 """
 
 from __future__ import annotations
@@ -19,20 +23,24 @@ import contextlib
 import errno
 import glob
 import itertools
+import logging
 import math
 import os
+import re
 import shutil
 import stat
 import struct
 import threading
+import uuid
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal, Self
 
 import numba
@@ -42,14 +50,17 @@ import rasterio
 import rasterio.shutil
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError
+from rasterio._err import CPLE_BaseError, CPLE_OutOfMemoryError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Interleaving, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
 from geounet.errors import CRSError, GeounetError, OutputError, RasterError
+from geounet.progress import printable
 from geounet.tiling import Window
+
+logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 40_000_000_000
 MAX_BANDS = 1000
@@ -67,29 +78,69 @@ _MAGIC = {
     "GTiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),  # classic and BigTIFF
     "JPEG": (b"\xff\xd8\xff",),
     "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "JP2OpenJPEG": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
+    "VRT": (b"<VRTDataset",),
 }
-_LOOKS_LIKE = (
+DRIVER_RISKS = {
+    "VRT": "it names other files and addresses, and GDAL opens whatever they are",
+    "JP2OpenJPEG": "its decoder has a record of memory faults, and a block of it may "
+    "take far more memory than its size says",
+    "PNG": "it is decoded from its beginning for every window, and only a file beside "
+    "it can say where it lies",
+    "JPEG": "it is decoded from its beginning for every window, and only a file beside "
+    "it can say where it lies",
+}
+"""What speaks against each driver that may be allowed beside GTiff."""
+_NOT_TIFF = (
     (b"<!doctype html", "an HTML page: the download failed"),
     (b"<html", "an HTML page: the download failed"),
-    (b"<vrtdataset", "a GDAL VRT; make a file of it with gdal_translate"),
     (b"<?xml", "XML: the download may have failed"),
     (b"{", "JSON: the download may have failed"),
     (b"version https://git-lfs", "a Git LFS pointer; fetch it with git lfs pull"),
     (b"pk\x03\x04", "a zip archive; unpack it first"),
     (b"\x1f\x8b", "a gzip archive; unpack it first"),
+)
+_OTHER_RASTERS = (
+    (b"<vrtdataset", "a GDAL VRT; make a file of it with gdal_translate"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"\x89png", "a PNG image"),
     (b"\0\0\0\x0cjp  ", "a JPEG 2000 image; convert it with gdal_translate"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 image; convert it with gdal_translate"),
     (b"\x89hdf", "an HDF5 file; convert it with gdal_translate"),
+    (b"cdf", "a netCDF file; convert it with gdal_translate"),
 )
+# What GDAL takes for something else than a local file: its virtual file systems,
+# addresses (a Path has lost one of the slashes), and parts of files.
+_NO_PLAIN_NAME = re.compile(
+    r"/vsi|.*://|[a-z][a-z0-9+.-]*:/"
+    r"|(gtiff_dir|gtiff_raw|hdf4_\w+|hdf5|netcdf|zarr|derived_subdataset|sentinel2_\w+"
+    r"|nitf_im|gpkg|pdf|wms|wcs|wmts|stacit|stacta|eedai?|plmosaic):",
+    re.IGNORECASE,
+)
+_CREDENTIALS = re.compile(r"(?<=/)[^/]*@|\?.*")  # of an address
 
 # rasterio counts in bytes here, where the environment variable counts in megabytes.
 # GDAL's default, 5 % of the machine in every process, adds up in a cluster.
 _CACHE_BYTES = 128 * 2**20
 _STRIP_BYTES = 64 * 2**20
 _MAX_DECODERS = 4  # threads of GDAL in a process; each holds a block of its own
-_WHAT_GDAL_RAISES = (RasterioError, CPLE_BaseError, OSError)
-_WHAT_A_BAD_HEADER_RAISES = (*_WHAT_GDAL_RAISES, ValueError, MemoryError)
+_WHAT_GDAL_RAISES = (RasterioError, CPLE_BaseError, OSError, MemoryError)
+_WHAT_A_BAD_HEADER_RAISES = (*_WHAT_GDAL_RAISES, ValueError)
+_SETTINGS = {
+    "GDAL_CACHEMAX": _CACHE_BYTES,
+    # a file beside a scene does not change what the scene says of itself
+    "GDAL_PAM_ENABLED": False,
+    "GDAL_GEOREF_SOURCES": "INTERNAL",
+    # with a list of the folder GDAL finds a mask by a name in any case, unlike us
+    "GDAL_DISABLE_READDIR_ON_OPEN": True,
+    # where a VRT is allowed it runs no code and sends no headers of its choice
+    "GDAL_VRT_ENABLE_PYTHON": False,
+    "CPL_VSIL_CURL_HEADER_FILE_KVP_ENABLED": False,
+}
+_SETTINGS_BESIDE = {
+    "GDAL_PAM_ENABLED": True,
+    "GDAL_GEOREF_SOURCES": "INTERNAL,PAM,TABFILE,WORLDFILE",
+}
 
 _CELL = 16  # pixels; the side of a JPEG unit with subsampled color
 _COLLAR_BANDS = 3
@@ -218,6 +269,9 @@ class Scene:
     """One a band; they count only where ``masked_by`` is "nodata"."""
     collar: tuple[Collar, ...]
     """One a color; empty where a nodata value or alpha says what is void."""
+    sidecars: tuple[Path, ...]
+    """Files beside it that say what it does not say itself: where it lies, which value
+    is nodata, or, a .msk file, where there is imagery."""
 
     @classmethod
     def open(
@@ -240,10 +294,13 @@ class Scene:
         tied to the scene's edge, and holes of the same; see `Collar`. A raster of
         class ids has background there, not a collar: open it with ``collar=False``.
 
+        What the file says of its place and of nodata is believed. What it does not
+        say is taken from a world file or an .aux.xml beside it, and the log says so.
+
         Args:
             path: a local file.
             assume_crs: CRS of a file that names none, e.g. "EPSG:32633". A CRS in the
-                file is believed.
+                file is believed, one beside it is not.
             nodata: "auto" as above; "none" to trust every pixel but NaN; or the one
                 value that means void, in place of all that the file declares.
             georeferenced: whether the file must be placed on the ground. If not,
@@ -257,18 +314,24 @@ class Scene:
                 dtype that is not accepted.
             CRSError: it is not placed on the ground, and must be.
         """
+        _check_name(str(path))
         path = Path(path).absolute()
+        _check_name(str(path))
         _check_file(path, drivers)
-        assumed = _parse_crs(assume_crs) if assume_crs else None
+        assumed = parse_crs(assume_crs) if assume_crs else None
         with _gdal("open", path, _WHAT_A_BAD_HEADER_RAISES):
+            masks = _check_masks(path)
             driver, src = _open_first(path, drivers)
             with src:
                 _check_limits(src, path, max_pixels)
                 _check_complete(src, path)
-                crs = src.crs or assumed
+                _tell_of_others(src, path)
+                told, sidecars = _told(src, path, assumed)
                 if georeferenced:
-                    _check_georeferenced(src, path, crs)
-                masked_by, values, found = _validity_of(src, nodata, collar=collar)
+                    _check_georeferenced(src, path, told)
+                masked_by, values, found = _validity_of(
+                    src, told.nodata, nodata, collar=collar
+                )
                 return cls(
                     path=path,
                     driver=driver,
@@ -278,15 +341,16 @@ class Scene:
                     width=src.width,
                     count=src.count,
                     dtype=src.dtypes[0],
-                    crs=crs,
-                    transform=src.transform,
-                    source_transform=src.transform,
-                    ground_size=_ground_size(crs, src),
+                    crs=told.crs,
+                    transform=told.transform,
+                    source_transform=told.transform,
+                    ground_size=_ground_size(told, src),
                     descriptions=src.descriptions,
                     colors=tuple(color.name for color in src.colorinterp),
                     masked_by=masked_by,
                     nodata_values=values,
                     collar=found,
+                    sidecars=(*sidecars, *(masks if masked_by == "mask" else ())),
                 )
 
     @property
@@ -313,9 +377,10 @@ class Scene:
         """
         if self.ground_size is None:
             raise CRSError(
-                f"{_line(self.path)}: cannot be resampled to {ground_size} m, since "
-                "the ground size of its pixels is not known; assign a CRS with "
-                "--assume-crs EPSG:..."
+                f"{printable(self.path)}: cannot be resampled to {ground_size} m, "
+                "since the ground size of its pixels is not known; assign a CRS with "
+                "--assume-crs EPSG:...",
+                code="CRS_UNKNOWN",
             )
         if self.ground_size * 1.01 >= ground_size:
             return self
@@ -362,7 +427,7 @@ class Scene:
         rows = _mirrored(*window.ranges[0], self.height)
         cols = _mirrored(*window.ranges[1], self.width)
         inner = range(rows.min(), rows.max() + 1), range(cols.min(), cols.max() + 1)
-        with _gdal("read", self.path), self._opened() as src:
+        with _gdal("read", self.path, short=self._short), self._opened() as src:
             read = self._read_resampled if self.resampled else self._read_source
             pixels, valid = read(src, *inner, bands)
         if window.ranges == tuple((span.start, span.stop) for span in inner):
@@ -374,16 +439,27 @@ class Scene:
         for band in bands:
             if not 1 <= band <= self.count:
                 raise RasterError(
-                    f"{_line(self.path)}: has bands 1 to {self.count}, got {band}"
+                    f"{printable(self.path)}: has bands 1 to {self.count}, got {band}",
+                    code="BANDS",
                 )
             if self.colors[band - 1] == "alpha":
                 raise RasterError(
-                    f"{_line(self.path)}: band {band} is alpha, which is no image; if "
-                    f"it is one, run gdal_edit.py -colorinterp_{band} undefined"
+                    f"{printable(self.path)}: band {band} is alpha, which is no image; "
+                    f"if it is one, run gdal_edit.py -colorinterp_{band} undefined",
+                    code="BANDS",
                 )
 
+    def _short(self) -> str:
+        """Return the code for a file that gave fewer bytes than were asked of it.
+
+        If it has them all, it was the disk or the network that lost them.
+        """
+        with _open_quietly(self.path, self.driver) as src:
+            _check_complete(src, self.path, blocks=None)
+        return "IO_ERROR"
+
     def _opened(self) -> DatasetReader:
-        unplaced = self.source_transform == Affine.identity()
+        unplaced = self.source_transform == Affine.identity() or self.sidecars
         opened = _open_quietly if unplaced else _open_dataset
         return opened(self.path, self.driver)
 
@@ -473,8 +549,9 @@ def footprint(scene: Scene) -> tuple[dict[str, Any], list[float]]:
         lon, lat = to_lonlat.transform(x, y, errcheck=True)
     except pyproj.exceptions.ProjError as error:
         raise CRSError(
-            f"{_line(scene.path)}: cannot be placed in longitude and latitude: "
-            f"{_line(error)}"
+            f"{printable(scene.path)}: cannot be placed in longitude and latitude: "
+            f"{printable(error)}",
+            code="CRS_UNKNOWN",
         ) from error
     ring = np.round(np.stack([lon, lat], axis=1), 7)
     bbox = [*ring.min(axis=0).tolist(), *ring.max(axis=0).tolist()]
@@ -504,10 +581,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     if not path.parent.is_dir():
-        raise OutputError(f"{_line(path)}: there is no folder {_line(path.parent)}")
+        raise OutputError(
+            f"{printable(path)}: there is no folder {printable(path.parent)}"
+        )
     if path.is_dir():
-        raise OutputError(f"{_line(path)}: is a folder; give the name of a file")
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+        raise OutputError(
+            f"{printable(path)}: is a folder; give the name of a file",
+            code="OUTPUT_EXISTS",
+        )
+    # two containers may well have one folder, and processes of one number
+    mine = f"{os.getpid()}.{uuid.uuid4().hex[:12]}"
+    partial = path.with_name(f".{path.stem}.{mine}.partial{path.suffix}")
     try:
         with _output(path):
             yield partial
@@ -639,7 +723,8 @@ def _verify(path: Path, checksums: Sequence[int]) -> None:
             rows = index * COG_BLOCK, min((index + 1) * COG_BLOCK, src.height)
             pixels = src.read(window=(rows, (0, src.width)))
             if zlib.crc32(pixels.data) != checksum:
-                raise OutputError(f"rows {rows[0]} to {rows[1]} read back otherwise")
+                told = f"rows {rows[0]} to {rows[1]} read back otherwise"
+                raise OutputError(told, code="IO_ERROR")
         for level in range(len(src.overviews(1))):
             _verify_overview(path, level)
 
@@ -649,7 +734,8 @@ def _verify_overview(path: Path, level: int) -> None:
         for band, (row, col), window in _blocks(src):
             # a block that never arrived reads as nodata, without any complaint
             if src.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", band) is None:
-                raise OutputError(f"overview {level} lacks block {row}, {col}")
+                told = f"overview {level} lacks block {row}, {col}"
+                raise OutputError(told, code="IO_ERROR")
             src.read(band, window=window)
 
 
@@ -669,29 +755,60 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"cannot make the output folder {_line(path)}: {error.strerror}"
+            f"cannot make the output folder {printable(path)}: {error.strerror}",
+            code=code_of_output(error),
         ) from error
 
 
-def move_into_place(moves: Sequence[tuple[Path, Path]]) -> None:
-    """Rename finished files, one after the other, to their names in one folder.
+def move_into_place(
+    moves: Sequence[tuple[Path, Path]], *, instead_of: Sequence[Path] = ()
+) -> None:
+    """Rename finished files, in order, to their names in one folder.
 
-    The last of them is there only if all the others are.
+    The last of them is there only if all the others are: also after a power cut, since
+    the disk is waited for before and after it takes its name.
+
+    Args:
+        moves: finished files, which are on the disk, and what they are to be called.
+        instead_of: files of that folder to remove first, in order.
 
     Raises:
-        OutputError: a file cannot be moved.
+        OutputError: a file cannot be moved or removed.
     """
-    for finished, path in moves:
+    folder = moves[-1][1].parent
+    for path in instead_of:
+        with _output(path):
+            path.unlink(missing_ok=True)
+    if instead_of:
+        _sync_folder(folder)
+    for finished, path in moves[:-1]:
         with _output(path):
             os.replace(finished, path)
-    _sync(moves[-1][1].parent)
+    _sync_folder(folder)
+    finished, path = moves[-1]
+    with _output(path):
+        os.replace(finished, path)
+    _sync_folder(folder)
+
+
+def _sync_folder(path: Path) -> None:
+    with _output(path):
+        _sync(path)
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    What fails is not tried again: the system may have dropped what it could not write.
+    Some file systems know no such thing for folders, and say so; PostgreSQL's
+    `fsync_fname_ext` passes over the same two errors.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in {errno.EBADF, errno.EINVAL} or not path.is_dir():
+            raise
     finally:
         os.close(handle)
 
@@ -702,34 +819,135 @@ def _output(path: Path) -> Iterator[None]:
     try:
         yield
     except OutputError as error:
-        raise OutputError(_cannot("write", path, error) + _room(path)) from error
+        raise _output_error(path, error) from error
     except GeounetError:
         raise
     except (RasterioError, CPLE_BaseError) as error:
-        raise OutputError(_cannot("write", path, error) + _room(path)) from error
+        raise _output_error(path, error) from error
     except OSError as error:
-        if error.errno not in _OUTPUT_ERRNOS:
+        if error.errno not in _OUTPUT_CODES and path.parent.is_dir():
             raise
-        raise OutputError(_cannot("write", path, error) + _room(path)) from error
+        raise _output_error(path, error) from error
 
 
-_OUTPUT_ERRNOS = {
-    errno.EACCES,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EIO,
-    errno.ENAMETOOLONG,
-    errno.ENOSPC,
-    errno.EPERM,
-    errno.EROFS,
-}
-
-
-def _room(path: Path) -> str:
-    """Say how much room the disk of ``path`` has left, where that can be known."""
+def _output_error(path: Path, error: Exception) -> OutputError:
+    """Say that ``path`` could not be written, and how much room there is."""
+    code, room = code_of_output(error), ""
+    if code in {OutputError.usual_code, "IO_ERROR"}:
+        code = _trouble_of(path.parent) or code
     with contextlib.suppress(OSError):
-        return f" ({shutil.disk_usage(path.parent).free / 2**20:.0f} MiB free there)"
-    return ""
+        free = shutil.disk_usage(path.parent).free / 2**20
+        room = f" ({free:.0f} MiB free there)"
+    return OutputError(_cannot("write", path, error) + room, code=code)
+
+
+def _trouble_of(folder: Path) -> str | None:
+    """Find the code for what GDAL and libtiff only call a write error or a seek error.
+
+    They keep the reason to themselves; whoever writes some megabytes learns it, if it
+    has not passed.
+    """
+    try:
+        with TemporaryFile(dir=folder) as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return _OUTPUT_CODES.get(error.errno or 0, OutputError.usual_code)
+    return None
+
+
+_PROBE_BYTES = 16 * 2**20
+_IO_CODES = {
+    errno.EMFILE: "FD_LIMIT",
+    errno.ENFILE: "FD_LIMIT",
+    errno.ENOMEM: "OUT_OF_MEMORY",
+    errno.EIO: "IO_ERROR",
+    errno.ESTALE: "IO_ERROR",
+    errno.ETIMEDOUT: "IO_ERROR",
+    errno.ECONNRESET: "IO_ERROR",
+    errno.ECONNABORTED: "IO_ERROR",
+    errno.ENOTCONN: "IO_ERROR",
+    errno.EHOSTDOWN: "IO_ERROR",
+    errno.EREMOTEIO: "IO_ERROR",
+}
+_INPUT_CODES = {
+    **_IO_CODES,
+    errno.ENOENT: "INPUT_MISSING",
+    errno.ENOTDIR: "INPUT_MISSING",
+    errno.EACCES: "PERMISSION",
+    errno.EPERM: "PERMISSION",
+}
+_OUTPUT_CODES = {
+    **_IO_CODES,
+    errno.ENOSPC: "DISK_FULL",
+    errno.EDQUOT: "DISK_FULL",
+    errno.EFBIG: "DISK_FULL",  # the limit of a process, or of a file system
+    errno.EACCES: OutputError.usual_code,
+    errno.EPERM: OutputError.usual_code,
+    errno.EROFS: OutputError.usual_code,
+    errno.ENAMETOOLONG: OutputError.usual_code,
+}
+# What GDAL and libtiff say, where no exception says it otherwise. What libtiff calls
+# "out of memory" in a header is a count that no file could have.
+_WORDS_OF_INPUT = (
+    ("missing codec", "CODEC"),
+    ("is not configured", "CODEC"),
+    ("cannot read tiff header", "TRUNCATED"),
+    ("failed to read directory", "TRUNCATED"),
+    ("io error during reading", "TRUNCATED"),
+    ("ireadblock failed", "CORRUPT_BLOCK"),
+    ("bytes at offset", "CORRUPT_BLOCK"),
+    ("read failed", "CORRUPT_BLOCK"),
+)
+_SHORT_READ = re.compile(r"got \d+ bytes, expected|cannot read \d+ bytes at offset")
+
+
+def code_of_output(error: BaseException) -> str:
+    """Return the code of whatever was raised where a result was being written."""
+    found = _code_in(error, _text_of(error), _OUTPUT_CODES)
+    lost = isinstance(error, RasterioError | CPLE_BaseError)
+    return found or ("IO_ERROR" if lost else OutputError.usual_code)
+
+
+def _code_of_input(error: BaseException, path: Path) -> str:
+    """Return the code of what GDAL raised where ``path`` was opened or read."""
+    text = _text_of(error).replace(str(path).lower(), "")  # a name may say anything
+    if found := _code_in(error, text, _INPUT_CODES):
+        return found
+    try:
+        _first_bytes(path)  # GDAL may have kept to itself what is the matter
+    except OSError as now:
+        return _INPUT_CODES.get(now.errno or 0, RasterError.usual_code)
+    found = next((code for words, code in _WORDS_OF_INPUT if words in text), "")
+    return found or RasterError.usual_code
+
+
+def _code_in(error: BaseException, text: str, codes: Mapping[int, str]) -> str | None:
+    """Find a code in the chain of causes, or in its words: our own, or of an errno."""
+    for each in _chain(error):
+        if isinstance(each, GeounetError) and each.code != each.usual_code:
+            return each.code
+        if isinstance(each, MemoryError | CPLE_OutOfMemoryError):
+            return "OUT_OF_MEMORY"
+        if isinstance(each, OSError) and (code := codes.get(each.errno or 0)):
+            return code
+    return next(
+        (code for number, code in codes.items() if os.strerror(number).lower() in text),
+        None,
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _text_of(error: BaseException) -> str:
+    """Return all that a chain says, in lower case."""
+    return " ".join(str(each) for each in _chain(error)).lower()
 
 
 @contextmanager
@@ -737,38 +955,43 @@ def _gdal(
     verb: str,
     path: Path,
     raised: tuple[type[BaseException], ...] = _WHAT_GDAL_RAISES,
+    *,
+    short: Callable[[], str] | None = None,
 ) -> Iterator[None]:
-    """Run the body under our GDAL settings; turn what it raises into a RasterError."""
+    """Run the body under our GDAL settings; turn what it raises into a RasterError.
+
+    Args:
+        verb: what the body does.
+        path: the file that it does it to.
+        raised: what becomes a RasterError.
+        short: gives the code, or raises a RasterError, if the file gave fewer bytes
+            than were asked of it.
+    """
     try:
         with _env():
             yield
     except GeounetError:
         raise
     except raised as error:
-        raise RasterError(_cannot(verb, path, error)) from error
+        code = _code_of_input(error, path)
+        if code == "CORRUPT_BLOCK" and short and _SHORT_READ.search(_text_of(error)):
+            with _gdal("open", path):
+                code = short()
+        raise RasterError(_cannot(verb, path, error), code=code) from error
 
 
 def _env() -> rasterio.Env:
-    return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES)
+    return rasterio.Env(**_SETTINGS)
 
 
 def _cannot(verb: str, path: Path, error: BaseException) -> str:
     """Make one line of an error and its causes; rasterio puts the reason there."""
     reasons: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        text = _line(cause) or type(cause).__name__
+    for cause in _chain(error):
+        text = printable(cause) or type(cause).__name__
         if "See previous exception" not in text and text not in reasons:
             reasons.append(text)
-        cause = cause.__cause__
-    return f"cannot {verb} {_line(path)}: {': '.join(reasons)}"
-
-
-def _line(text: object) -> str:
-    """Make text printable: a name may hold a newline or a terminal's escape codes."""
-    return "".join(
-        char if char.isprintable() else repr(char)[1:-1] for char in str(text).strip()
-    )
+    return f"cannot {verb} {printable(path)}: {': '.join(reasons)}"
 
 
 def _open_dataset(path: Path, driver: str, **options: Any) -> DatasetReader:
@@ -786,23 +1009,41 @@ def _bits_reversed(path: Path) -> bool:
     """Tell whether a TIFF's first directory has the FillOrder that turns bytes around.
 
     It is tag 266 (TIFF 6.0, page 32). GDAL's decoding threads, as of 3.10, do not know
-    of it: they return other pixels than one thread does, and raise nothing. A
-    directory that cannot be parsed is for GDAL to complain of.
+    of it: they return other pixels than one thread does, and raise nothing.
+    """
+    return next(_directories(path), {}).get(266) == 2  # noqa: PLR2004
+
+
+def _directories(path: Path) -> Iterator[dict[int, int]]:
+    """Give the directories of a TIFF, by tag the first value if it lies in there.
+
+    One that cannot be parsed ends them: it is for GDAL to complain of.
     """
     unparsable = struct.error, ValueError, OverflowError, OSError
     with contextlib.suppress(*unparsable), path.open("rb") as file:
         start = file.read(16)
-        order = "<" if start.startswith(b"II") else ">"
+        order: Literal["little", "big"] = "little" if start[:2] == b"II" else "big"
         big = start[2:4] in {b"+\0", b"\0+"}
         place, count, entry = (
-            struct.Struct(order + layout)
-            for layout in (("8xQ", "Q", "H10xH6x") if big else ("4xI", "H", "H6xH2x"))
+            struct.Struct("<>"[order == "big"] + layout)
+            for layout in (("Q", "Q", "HHQ8s") if big else ("I", "H", "HHI4s"))
         )
-        file.seek(*place.unpack_from(start))
-        (entries,) = count.unpack(file.read(count.size))
-        directory = file.read(min(entries, 2**16) * entry.size)
-        return dict(entry.iter_unpack(directory)).get(266) == 2  # noqa: PLR2004
-    return False
+        (offset,) = place.unpack_from(start, place.size)
+        for _ in range(_MAX_DIRECTORIES):
+            if offset == 0:
+                return
+            file.seek(offset)
+            (entries,) = count.unpack(file.read(count.size))
+            table = file.read(min(entries, 2**16) * entry.size)
+            yield {
+                tag: int.from_bytes(value[: _TIFF_SIZES.get(kind, 0)], order)
+                for tag, kind, _, value in entry.iter_unpack(table)
+            }
+            (offset,) = place.unpack(file.read(place.size))
+
+
+_MAX_DIRECTORIES = 256
+_TIFF_SIZES = {1: 1, 3: 2, 4: 4, 16: 8}  # bytes of each type of whole number
 
 
 def available_cores() -> int:
@@ -841,39 +1082,101 @@ def _first_bytes(path: Path) -> bytes:
         return file.read(64)
 
 
+def _check_name(name: str) -> None:
+    """Refuse what GDAL would not take for a file of this machine.
+
+    Raises:
+        RasterError: an address, a virtual file system, or a part of a file.
+    """
+    if _NO_PLAIN_NAME.match(name):
+        raise RasterError(
+            f"{printable(_CREDENTIALS.sub('', name))}: is not the name of a local "
+            "file; copy, download or unpack it first, and name the file",
+            code="UNSAFE_NAME",
+        )
+
+
 def _check_file(path: Path, drivers: Sequence[str]) -> None:
     """Look at a file before GDAL does: a FIFO would hang, a VRT would open.
 
     Raises:
         RasterError: it is missing, not a file, empty, unreadable, or of another format.
     """
-    name = _line(path)
+    name = printable(path)
     try:
-        status = path.stat()
         str(path).encode()
+        status = path.stat()
         start = _first_bytes(path) if stat.S_ISREG(status.st_mode) else b""
-    except FileNotFoundError as error:
-        raise RasterError(f"{name}: no such file") from error
-    except UnicodeEncodeError as error:
-        raise RasterError(f"{name}: its name is not UTF-8; rename it") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RasterError(f"{name}: no such file", code="INPUT_MISSING") from error
+    except ValueError as error:
+        raise RasterError(
+            f"{name}: its name is not UTF-8, or has a NUL in it; rename it",
+            code="UNSAFE_NAME",
+        ) from error
     except OSError as error:
-        raise RasterError(f"{name}: cannot be read: {error.strerror}") from error
+        raise RasterError(
+            f"{name}: cannot be read: {error.strerror}",
+            code=_INPUT_CODES.get(error.errno or 0),
+        ) from error
     if not stat.S_ISREG(status.st_mode):
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
-        raise RasterError(f"{name}: is {what}; give a file")
+        raise RasterError(f"{name}: is {what}; give a file", code="NOT_A_FILE")
     if not start:
-        raise RasterError(f"{name}: is empty; copy or download it again")
+        raise RasterError(
+            f"{name}: is empty; copy or download it again", code="INPUT_EMPTY"
+        )
     if not start.startswith(tuple(itertools.chain(*(_MAGIC[d] for d in drivers)))):
-        wanted = " or ".join(drivers)
-        raise RasterError(f"{name}: is not {wanted}, but {_looks_like(start)}")
+        what, code = _looks_like(start)
+        raise RasterError(
+            f"{name}: is not {' or '.join(drivers)}, but {what}", code=code
+        )
 
 
-def _looks_like(start: bytes) -> str:
+def _looks_like(start: bytes) -> tuple[str, str]:
+    """Say what a file is that begins like this, and the code of refusing it."""
     text = start.lstrip().lower()
-    for magic, description in _LOOKS_LIKE:
+    for magic, description in _OTHER_RASTERS:
         if text.startswith(magic):
-            return description
-    return f"starts with {start[:16]!r}"
+            return description, "DRIVER_NOT_ALLOWED"
+    for magic, description in _NOT_TIFF:
+        if text.startswith(magic):
+            return description, "NOT_TIFF"
+    return f"starts with {start[:16]!r}", "NOT_TIFF"
+
+
+def _check_masks(path: Path) -> tuple[Path, ...]:
+    """Look at a scene's masks before GDAL does: it opens a .msk with any driver.
+
+    Returns:
+        The .msk files.
+
+    Raises:
+        RasterError: one is something else than a TIFF, or larger than is accepted; or
+            a mask inside the scene has blocks that are.
+    """
+    names = (path.with_name(path.name + suffix) for suffix in (".msk", ".MSK"))
+    beside = tuple(name for name in names if os.path.lexists(name))
+    for mask in beside:
+        _check_file(mask, ("GTiff",))
+        with _open_quietly(mask, "GTiff") as src:
+            _check_limits(src, mask, MAX_PIXELS)
+    for tags in _directories(path):
+        if tags.get(_SUBFILE, 0) & _IS_MASK:
+            rows, cols = _block_of(tags)  # of one byte a pixel, once it is decoded
+            _check_block(path, "a mask with blocks", rows, cols, rows * cols)
+    return beside
+
+
+_SUBFILE, _IS_MASK = 254, 4  # TIFF 6.0, page 36
+_WIDTH, _HEIGHT, _STRIP_ROWS, _TILE_WIDTH, _TILE_ROWS = 256, 257, 278, 322, 323
+
+
+def _block_of(tags: Mapping[int, int]) -> tuple[int, int]:
+    """Return rows and columns of a TIFF's tiles, or else of its strips."""
+    height = tags.get(_HEIGHT, 0)
+    rows = tags.get(_TILE_ROWS) or min(tags.get(_STRIP_ROWS, height), height)
+    return rows, tags.get(_TILE_WIDTH) or tags.get(_WIDTH, 0)
 
 
 def _check_limits(src: DatasetReader, path: Path, max_pixels: int) -> None:
@@ -882,33 +1185,58 @@ def _check_limits(src: DatasetReader, path: Path, max_pixels: int) -> None:
     Raises:
         RasterError: as above, with what to do about it.
     """
-    name = _line(path)
+    name = printable(path)
     if src.count > MAX_BANDS:
-        raise RasterError(f"{name}: has {src.count} bands; {MAX_BANDS} are accepted")
+        raise RasterError(
+            f"{name}: has {src.count} bands; {MAX_BANDS} are accepted",
+            code="TOO_LARGE",
+        )
     if src.width * src.height > max_pixels:
         raise RasterError(
             f"{name}: has {src.height} x {src.width} pixels, more than the limit of "
-            f"{max_pixels:.3g}; raise it with --max-pixels"
+            f"{max_pixels:.3g}; raise it with --max-pixels",
+            code="TOO_LARGE",
         )
     dtype = src.dtypes[0]
     if dtype not in _DTYPES or len(set(src.dtypes)) > 1:
         raise RasterError(
             f"{name}: has pixels of {', '.join(sorted(set(src.dtypes)))}; wanted one "
-            "of 8, 16 or 32 bits, or a real number; convert it with gdal_translate -ot"
+            "of 8, 16 or 32 bits, or a real number; convert it with gdal_translate -ot",
+            code="DTYPE",
         )
     rows, cols = src.block_shapes[0]
     bands = src.count if src.interleaving is Interleaving.pixel else 1
     block_bytes = rows * cols * bands * np.dtype(dtype).itemsize
-    if block_bytes > MAX_BLOCK_BYTES:
+    _check_block(path, "blocks", rows, cols, block_bytes)
+
+
+def _check_block(path: Path, what: str, rows: int, cols: int, size: int) -> None:
+    if size > MAX_BLOCK_BYTES:
         raise RasterError(
-            f"{name}: has blocks of {rows} x {cols} pixels, {block_bytes >> 20} MiB "
-            f"each in memory; at most {MAX_BLOCK_BYTES >> 20} are accepted; re-tile "
-            "it with gdal_translate -co TILED=YES"
+            f"{printable(path)}: has {what} of {rows} x {cols} pixels, {size >> 20} "
+            f"MiB each in memory; at most {MAX_BLOCK_BYTES >> 20} are accepted; "
+            "re-tile it with gdal_translate -co TILED=YES",
+            code="BLOCK_TOO_LARGE",
         )
 
 
-def _check_complete(src: DatasetReader, path: Path) -> None:
-    """Compare where blocks end, the last and some before it, with the file's size.
+def _tell_of_others(src: DatasetReader, path: Path) -> None:
+    """Say it where a file holds more images than the one that is taken."""
+    if others := len(src.subdatasets):
+        logger.warning(
+            "%s holds %d images; the first is taken", printable(path), others
+        )
+
+
+def _check_complete(
+    src: DatasetReader, path: Path, blocks: int | None = _BLOCKS_LOOKED_AT
+) -> None:
+    """Compare where blocks end with the file's size.
+
+    Args:
+        src: the open file.
+        path: its path.
+        blocks: how many to look at, of which the last is one; None for all.
 
     Raises:
         RasterError: the file is shorter than its own directory says.
@@ -918,8 +1246,8 @@ def _check_complete(src: DatasetReader, path: Path) -> None:
     rows, cols = src.block_shapes[0]
     across, down = -(-src.width // cols), -(-src.height // rows)
     last = across * down - 1
-    step = max(1, last // _BLOCKS_LOOKED_AT)
-    looked_at = {*range(0, last, step), last}
+    step = max(1, last // blocks) if blocks else 1
+    looked_at = itertools.chain(range(0, last, step), (last,))
     ends = (
         _block_end(src, band, *divmod(i, across))
         for i in looked_at
@@ -928,8 +1256,9 @@ def _check_complete(src: DatasetReader, path: Path) -> None:
     end, size = max(ends), path.stat().st_size
     if end > size:
         raise RasterError(
-            f"{_line(path)}: is truncated: it needs {end} bytes and has {size}; copy "
-            "or download it again"
+            f"{printable(path)}: is truncated: it needs {end} bytes and has {size}; "
+            "copy or download it again",
+            code="TRUNCATED",
         )
 
 
@@ -942,43 +1271,124 @@ def _block_end(src: DatasetReader, band: int, row: int, col: int) -> int:
     return int(offset or 0) + int(size or 0) if offset else 0
 
 
-def _parse_crs(text: str) -> CRS:
+def parse_crs(text: str) -> CRS:
+    """Return the CRS of a name like "EPSG:32633".
+
+    Raises:
+        CRSError: it names none.
+    """
     try:
         with _env():
             return CRS.from_user_input(text)
     except (rasterio.errors.CRSError, ValueError, TypeError) as error:
         raise CRSError(
-            f"{_line(text)!r} is no coordinate reference system; wanted one like "
-            "EPSG:32633"
+            f"{printable(text)!r} is no coordinate reference system; wanted one like "
+            "EPSG:32633",
+            code="CONFIG",
         ) from error
 
 
-def _check_georeferenced(src: DatasetReader, path: Path, crs: CRS | None) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Told:
+    """What a file says of itself, apart from its pixels, or one beside it does."""
+
+    crs: CRS | None
+    transform: Affine
+    """The identity is none."""
+    nodata: tuple[float | None, ...]
+
+    @classmethod
+    def by(cls, src: DatasetReader) -> Self:
+        return cls(crs=src.crs, transform=src.transform, nodata=src.nodatavals)
+
+    @property
+    def placed(self) -> bool:
+        return self.transform != Affine.identity()
+
+    def or_else(self, other: _Told) -> _Told:
+        """Return this, with what it does not say as ``other`` says it."""
+        none = all(value is None for value in self.nodata)
+        return _Told(
+            crs=self.crs or other.crs,
+            transform=self.transform if self.placed else other.transform,
+            nodata=other.nodata if none else self.nodata,
+        )
+
+
+def _told(
+    src: DatasetReader, path: Path, assumed: CRS | None
+) -> tuple[_Told, tuple[Path, ...]]:
+    """Complete what a scene says of itself with what files beside it say.
+
+    GDAL itself prefers an .aux.xml to what the file says, and takes a world file for
+    what it does not say (https://gdal.org/en/stable/drivers/raster/gtiff.html,
+    "Georeferencing"), both without a word.
+
+    Returns:
+        All that is told, and the files beside the scene which told it.
+    """
+    alone = _Told.by(src)
+    own = replace(alone, crs=alone.crs or assumed)
+    beside = _georeferencing(src) if own.placed else ()
+    aux = path.with_name(f"{path.name}.aux.xml")
+    if own.placed and own.crs and not aux.is_file():
+        told = own
+    else:
+        with (
+            rasterio.Env(**_SETTINGS_BESIDE),
+            _open_quietly(path, src.driver) as again,
+        ):
+            told = own.or_else(_Told.by(again))
+            beside = _georeferencing(again) if told != own else beside
+    if beside or told != own:
+        logger.warning(
+            "%s does not say itself all of where it lies and what is nodata; the rest "
+            "is taken from %s",
+            printable(path),
+            ", ".join(printable(file.name) for file in beside) or "a file beside it",
+        )
+    return told, beside
+
+
+def _georeferencing(src: DatasetReader) -> tuple[Path, ...]:
+    """Return the files beside a dataset that place it: world files, and GDAL's own."""
+    return tuple(
+        Path(name)
+        for name in src.files
+        if re.search(r"\.(aux\.xml|tab|wld|[a-z]+w)$", name, re.IGNORECASE)
+    )
+
+
+def _check_georeferenced(src: DatasetReader, path: Path, told: _Told) -> None:
     """Refuse what cannot be placed on the ground.
 
     Raises:
         CRSError: no CRS, no geotransform, or one that is not invertible.
     """
-    name, transform = _line(path), src.transform
-    if transform == Affine.identity() and (src.gcps[0] or src.rpcs):
+    name, transform = printable(path), told.transform
+    if not told.placed and (src.gcps[0] or src.rpcs):
         raise CRSError(
-            f"{name}: has ground control points or RPCs only; run gdalwarp on it first"
+            f"{name}: has ground control points or RPCs only; run gdalwarp on it first",
+            code="GCP_ONLY",
         )
-    if transform == Affine.identity():
+    if not told.placed:
         raise CRSError(
             f"{name}: has no geotransform, so nobody knows where it lies; give it one "
-            "with gdal_translate -a_srs EPSG:... -a_ullr LEFT TOP RIGHT BOTTOM"
+            "with gdal_translate -a_srs EPSG:... -a_ullr LEFT TOP RIGHT BOTTOM",
+            code="NO_GEOREF",
         )
     if not math.isfinite(sum(transform[:6])) or transform.determinant == 0:
-        raise CRSError(f"{name}: has an impossible geotransform {transform[:6]}")
-    if not crs:
+        raise CRSError(
+            f"{name}: has an impossible geotransform {transform[:6]}", code="NO_GEOREF"
+        )
+    if not told.crs:
         raise CRSError(
             f"{name}: has no coordinate reference system; name it with "
             "--assume-crs EPSG:..."
         )
 
 
-def _ground_size(crs: CRS | None, src: DatasetReader) -> float | None:
+def _ground_size(told: _Told, src: DatasetReader) -> float | None:
     """Measure a pixel on the ground at the scene's centre, in metres.
 
     Both steps of the pixel are measured as geodesics on the CRS's own ellipsoid
@@ -986,13 +1396,13 @@ def _ground_size(crs: CRS | None, src: DatasetReader) -> float | None:
     of EPSG:3857 is half a metre of ground at 60 degrees. None without a CRS, or with
     one that has no place on a globe.
     """
-    if not crs:
+    if not told.crs:
         return None
     row, col = src.height / 2, src.width / 2
     ends = [(col - 0.5, row), (col + 0.5, row), (col, row - 0.5), (col, row + 0.5)]
-    x, y = np.transpose([src.transform * end for end in ends])
+    x, y = np.transpose([told.transform * end for end in ends])
     try:
-        system = pyproj.CRS.from_wkt(crs.to_wkt())
+        system = pyproj.CRS.from_wkt(told.crs.to_wkt())
         globe, geod = system.geodetic_crs, system.get_geod()
         if globe is None or geod is None:
             return None
@@ -1007,10 +1417,13 @@ def _ground_size(crs: CRS | None, src: DatasetReader) -> float | None:
 
 
 def _validity_of(
-    src: DatasetReader, nodata: Nodata, *, collar: bool
+    src: DatasetReader,
+    declared: tuple[float | None, ...],
+    nodata: Nodata,
+    *,
+    collar: bool,
 ) -> tuple[MaskedBy, tuple[float | None, ...], tuple[Collar, ...]]:
     """Find what says where there is imagery; see `Scene.open`."""
-    declared: tuple[float | None, ...] = src.nodatavals
     if nodata == "none":
         return "nothing", declared, ()
     if nodata != "auto":
@@ -1149,11 +1562,12 @@ def _border_cells(
     shape = _cell_shape(src)
     found = {c: (np.zeros(shape, bool), np.zeros(shape, bool)) for c in (0, int(most))}
     all_rows, all_cols = range(shape[0]), range(shape[1])
+    across, down = _pieces(all_cols), _pieces(all_rows)
     for rows, cols, line in (
-        (all_rows[:1], all_cols, np.s_[:, :1, :]),
-        (all_rows[-1:], all_cols, np.s_[:, -1:, :]),
-        (all_rows, all_cols[:1], np.s_[:, :, :1]),
-        (all_rows, all_cols[-1:], np.s_[:, :, -1:]),
+        *((all_rows[:1], cols, np.s_[:, :1, :]) for cols in across),
+        *((all_rows[-1:], cols, np.s_[:, -1:, :]) for cols in across),
+        *((rows, all_cols[:1], np.s_[:, :, :1]) for rows in down),
+        *((rows, all_cols[-1:], np.s_[:, :, -1:]) for rows in down),
     ):
         pixels = _read_cells(src, rows, cols)
         here = np.s_[rows.start : rows.stop, cols.start : cols.stop]
@@ -1162,6 +1576,12 @@ def _border_cells(
             outermost = np.ascontiguousarray(pixels[line])
             near[here] |= _cells_within(outermost, _near(color, tolerance))
     return found
+
+
+def _pieces(cells: range) -> list[range]:
+    """Cut a row or a column of cells into pieces of bounded size."""
+    step = _STRIP_BYTES // (_CELL**2 * _COLLAR_BANDS * 2)
+    return [cells[start : start + step] for start in range(0, len(cells), step)]
 
 
 def _cell_shape(src: DatasetReader) -> tuple[int, int]:

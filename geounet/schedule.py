@@ -1,22 +1,34 @@
-"""Run tasks here or on a Dask cluster, behind one function. Knows no geography.
+"""Run tasks here or on a Dask cluster. Knows no geography.
 
 Futures, not dask.array: `map_overlap` ships halos between workers and builds the whole
 graph first. Tasks are blocks, seconds of work each; what travels is small and frozen.
+
+`run_tasks` is for one job of equal tasks, all of which must end well; a `Crew` is for
+an archive, where tasks come and go, fail, and are tried again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from distributed import Client as Client  # noqa: PLC0414  named by others too
-    from distributed import LocalCluster
+    from distributed import Future, LocalCluster
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+log = logging.getLogger(__name__)
 
 IN_FLIGHT_PER_LANE = 2
 """One task running and one waiting, for each thread that can run tasks."""
@@ -55,8 +67,9 @@ def connect(
 
     Args:
         workers: tasks that run at once; not used with ``scheduler``.
-        scheduler: address of a running scheduler, ``tcp://host:8786``. It is left
-            running afterwards.
+        scheduler: address of a running scheduler, ``tcp://host:8786``, or the file
+            that it wrote its address to. With ``tls://`` the certificates are those of
+            Dask's own configuration. It is left running afterwards.
         processes: run tasks in processes of their own, so that a crash in native code
             costs one of them and not the run.
         gpus: the GPUs to use, by the names that ``CUDA_VISIBLE_DEVICES`` knows them
@@ -68,15 +81,18 @@ def connect(
     import dask
     from distributed import Client, LocalCluster
 
-    logging.getLogger("distributed").setLevel(logging.WARNING)
+    # that a worker died, and another took its place, is for the caller to say
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # an error in a task is raised here: the worker need not print it too
     logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
     # nor asyncio the time-outs of attempts to connect that are raised here as well
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     with dask.config.set(CONFIG):
         if scheduler:
+            named = {"scheduler_file": scheduler} if Path(scheduler).is_file() else {}
             try:
-                client = Client(scheduler, timeout=PATIENCE)
+                client = Client(None if named else scheduler, timeout=PATIENCE, **named)
             except (OSError, ValueError) as error:
                 raise ConnectionError(
                     f"no Dask scheduler answers at {scheduler}: {error}"
@@ -89,6 +105,7 @@ def connect(
                         f"the Dask scheduler at {scheduler} has no workers; start some "
                         f"with: dask worker {scheduler}"
                     ) from error
+                _warn_of_open_networks(str(client.scheduler.address))
                 yield client
             return
         with (
@@ -101,13 +118,31 @@ def connect(
                 dashboard_address=LOOPBACK,
                 worker_dashboard_address=LOOPBACK,
                 scheduler_kwargs={"dashboard": False},
-                memory_limit=0,
+                # a process that takes more than its share is ended before the system
+                # ends another one; threads of this one cannot be
+                memory_limit=available_memory() // max(1, workers) if processes else 0,
             ) as cluster,
             Client(cluster) as client,
         ):
             _add_lanes(cluster, gpus)
             client.wait_for_workers(len(cluster.worker_spec))
             yield client
+
+
+def available_memory() -> int:
+    """Return the bytes that this machine, or the container around us, may use."""
+    from distributed.system import MEMORY_LIMIT
+
+    return int(MEMORY_LIMIT)
+
+
+def _warn_of_open_networks(address: str) -> None:
+    if not address.startswith(("inproc:", "tls:", "tcp://127.", "tcp://[::1]")):
+        log.warning(
+            "%s is not encrypted: whoever reaches it can run code on its workers; use "
+            "tls:// unless the network is your own",
+            address,
+        )
 
 
 def _add_lanes(cluster: LocalCluster, gpus: Sequence[str]) -> None:
@@ -164,3 +199,158 @@ def run_tasks(
 
 
 _END = object()
+
+
+# --- a crew: tasks that come and go -----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A task that is no longer at work."""
+
+    key: str
+    answer: Any = None
+    died: bool = False
+    """Its process died under it, again and again: the task may be what kills it."""
+    error: BaseException | None = None
+    """What was raised; of an answer that could not be fetched too."""
+
+
+class Crew:
+    """The workers of a cluster: hands out a bounded number of tasks, takes answers.
+
+    Retries are the caller's affair, which counts them over runs too; so a key must be
+    new every time. Only when a worker's process dies does Dask itself run its tasks
+    again, as often as "allowed-failures" says.
+
+    Args:
+        client: of the cluster.
+        local: whether the workers are this process's own, to be ended by it.
+    """
+
+    def __init__(self, client: Client, *, local: bool) -> None:
+        self._client, self._local = client, local
+        self._ended: SimpleQueue[str] = SimpleQueue()
+        self._live: dict[str, Future[Any]] = {}
+        self._counted = 0.0
+        self._lanes = 1
+
+    def __len__(self) -> int:
+        """How many tasks are handed out."""
+        return len(self._live)
+
+    @property
+    def room(self) -> bool:
+        """Whether another task can be handed out."""
+        return len(self._live) < IN_FLIGHT_PER_LANE * self.lanes
+
+    @property
+    def lanes(self) -> int:
+        """Tasks that can run at once, as of a few seconds ago."""
+        now = time.monotonic()
+        if now - self._counted > CENSUS:
+            with contextlib.suppress(OSError, TimeoutError):
+                self._lanes = sum(self._client.nthreads().values())
+            self._counted = now
+        return max(1, self._lanes)
+
+    @property
+    def staffed(self) -> bool:
+        """Whether any worker is there at all, as of a few seconds ago."""
+        return self.lanes >= 1 and self._lanes > 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether the scheduler is there; once it was not, all tasks are lost."""
+        return bool(self._client.status == "running")
+
+    def hand_out(
+        self, key: str, func: Callable[[T], Any], item: T, *, priority: int = 0
+    ) -> None:
+        """Give out ``func(item)``; of those waiting, a high priority goes first."""
+        future = self._client.submit(
+            func, item, key=key, pure=False, retries=0, priority=priority
+        )
+        self._live[key] = future
+        future.add_done_callback(lambda _: self._ended.put(key))
+
+    def next_ended(self, timeout: float) -> Ended | None:
+        """Wait for a task to end; None if none did within so many seconds."""
+        from distributed.scheduler import KilledWorker
+
+        try:
+            key = self._ended.get(timeout=timeout)
+        except Empty:
+            return None
+        future = self._live.pop(key)
+        try:
+            return Ended(key=key, answer=future.result(timeout=PATIENCE))
+        except KilledWorker as error:
+            return Ended(key=key, died=True, error=error)
+        except (Exception, _cancelled()) as error:
+            return Ended(key=key, error=error)
+        finally:
+            future.release()
+
+    def ask_all(self, func: Callable[..., T], *args: Any) -> dict[str, T | Exception]:
+        """Run a function once on every worker; return what each answered or raised."""
+        answers: dict[str, T | Exception] = self._client.run(
+            func, *args, on_error="return"
+        )
+        return answers
+
+    def replace(self, worker: str, *, for_good: bool = False) -> None:
+        """End a worker's process; another takes its place, unless ``for_good``."""
+        with contextlib.suppress(OSError, TimeoutError, ValueError, KeyError):
+            if for_good:
+                self._client.retire_workers([worker], close_workers=True)
+            else:
+                self._client.restart_workers([worker], timeout=PATIENCE)
+
+    def abandon(self) -> None:
+        """Let go of every task, and end our own workers' processes at once."""
+        for future in self._live.values():
+            with contextlib.suppress(OSError, TimeoutError):
+                future.release()
+        self._live.clear()
+        for process in self._processes():
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+
+    def _processes(self) -> list[int]:
+        cluster: Any = self._client.cluster
+        nannies = cluster.workers.values() if self._local else ()
+        return [nanny.pid for nanny in nannies if getattr(nanny, "pid", None)]
+
+
+CENSUS = 2.0
+"""Seconds for which the number of workers is believed."""
+
+
+def _cancelled() -> type[BaseException]:
+    """Return what a future raises whose scheduler is gone; no Exception, in Python."""
+    from distributed import CancelledError
+
+    cancelled: type[BaseException] = CancelledError
+    return cancelled
+
+
+@contextmanager
+def employed(
+    *,
+    workers: int,
+    scheduler: str | None = None,
+    processes: bool = True,
+    gpus: Sequence[str] = (),
+) -> Iterator[Crew]:
+    """Give a crew: of processes of this machine, of threads, or of a cluster.
+
+    See `connect` for the arguments and what is raised.
+    """
+    with connect(
+        workers=workers, scheduler=scheduler, processes=processes, gpus=gpus
+    ) as client:
+        from geounet.shield import Shield
+
+        client.register_plugin(Shield(parent=os.getpid()))
+        yield Crew(client, local=processes and not scheduler)

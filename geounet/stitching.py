@@ -1,18 +1,25 @@
 """Part files of blocks, and the one georeferenced raster they become.
 
 A block leaves its core as small ``.npy`` files in a staging folder, whole or not at
-all. No process ever writes to another's file, so any number of workers in any order
-stage the same bytes; one writer then streams them into the raster.
+all, and then a marker with their checksums, which says that they are all there. No
+process ever writes to another's file, so any number of workers in any order stage the
+same bytes; one writer then streams them into the raster. What a run that was killed
+has staged is taken up again by the next: see `Parts.finished`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import re
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +34,14 @@ from geounet.classes import (
     LabelWindow,
 )
 from geounet.errors import OutputError
-from geounet.raster import COG_BLOCK, Scene, average_cells, write_cog
+from geounet.progress import printable
+from geounet.raster import (
+    COG_BLOCK,
+    Scene,
+    average_cells,
+    code_of_output,
+    write_cog,
+)
 from geounet.tiling import Tile, TileGrid, Window
 
 Kind = Literal["mask", "best", "scores", "picture"]
@@ -38,6 +52,44 @@ PICTURE_SIZE = 1200
 MOSTLY = 0.5
 """Share of a small pixel that has to be imagery for it to count as such."""
 _RGB = 3
+_PART = re.compile(r"(mask|best|scores|picture)-\d{5,}-\d{5,}\.npy")
+_MARKER = re.compile(r"done-\d{5,}-\d{5,}\.json")
+_READ_AT_ONCE = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sum:
+    """What tells a whole file from an empty, a torn and a damaged one."""
+
+    size: int
+    """Bytes."""
+    crc32: int
+
+    @classmethod
+    def of(cls, path: Path) -> Sum:
+        """Sum up a file, which is read once.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        size = crc = 0
+        with path.open("rb") as file:
+            while chunk := file.read(_READ_AT_ONCE):
+                size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+        return cls(size=size, crc32=crc)
+
+
+class _Summed:
+    """A file that is summed up while it is written, without a copy of what it holds."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.size = self.crc32 = 0
+
+    def write(self, chunk: bytes) -> None:
+        self._file.write(chunk)
+        self.size += len(chunk)
+        self.crc32 = zlib.crc32(chunk, self.crc32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,27 +117,84 @@ class Parts:
         """Where a block's part of a kind is, or will be."""
         return self.folder / f"{kind}-{block.row:05d}-{block.col:05d}.npy"
 
-    def save(self, kind: Kind, block: Tile, values: NDArray[Any]) -> None:
+    def marker(self, block: Tile) -> Path:
+        """Where it is noted that all parts of a block are there."""
+        return self.folder / f"done-{block.row:05d}-{block.col:05d}.json"
+
+    def save(self, kind: Kind, block: Tile, values: NDArray[Any]) -> Sum:
         """Write one part, whole or not at all; doing it twice does no harm.
+
+        It is not flushed to the disk: after a power cut it may be empty or torn, which
+        `finished` finds out by what is returned here.
 
         Raises:
             OutputError: the folder cannot be written, for instance a full disk.
         """
-        path = self.path(kind, block)
-        partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
+        with _staged(self.path(kind, block)) as file:
+            summed = _Summed(file)
+            np.save(summed, values, allow_pickle=False)
+        return Sum(size=summed.size, crc32=summed.crc32)
+
+    def mark(
+        self, block: Tile, sums: Mapping[Kind, Sum], facts: Mapping[str, Any]
+    ) -> None:
+        """Note that a block's parts are all there; the last that its task does.
+
+        Args:
+            block: the block.
+            sums: of its parts, as `save` returned them.
+            facts: what else a later run must know of the block; JSON, its keys text.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        note = {"parts": {kind: asdict(sums[kind]) for kind in sums}, "facts": facts}
+        with _staged(self.marker(block)) as file:
+            file.write(json.dumps(note | {"crc32": _seal(note)}).encode())
+
+    def finished(self, block: Tile) -> dict[str, Any] | None:
+        """Return the facts of a block whose parts are all there and whole, or None.
+
+        Every part is read once, for its checksum.
+        """
         try:
-            with partial.open("wb") as file:
-                np.save(file, values, allow_pickle=False)
-            os.replace(partial, path)
+            note = json.loads(self.marker(block).read_bytes())
+            if note.pop("crc32") != _seal(note):
+                return None
+            parts, facts = note["parts"], note["facts"]
+            whole = all(
+                Sum.of(self.path(kind, block)) == Sum(**parts[kind]) for kind in parts
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return dict(facts) if whole else None
+
+    def strip(self, *kept: str) -> bool:
+        """Remove all but parts, markers and some other files; what a kill left, too.
+
+        Returns:
+            Whether anything is left that a later run can go on from.
+
+        Raises:
+            OutputError: the folder is not there, or cannot be written.
+        """
+        useful = False
+        try:
+            for path in self.folder.iterdir():
+                if path.name in kept or _MARKER.fullmatch(path.name):
+                    useful = True
+                elif not _PART.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(
-                f"cannot stage {path}: {error.strerror or error}; check the free space "
-                "of the output folder"
+                f"cannot tidy up {printable(self.folder)}: {error.strerror}",
+                code=code_of_output(error),
             ) from error
+        return useful
 
     def save_picture(
         self, block: Tile, pixels: NDArray[Any], validity: NDArray[np.bool_]
-    ) -> None:
+    ) -> Sum:
         """Save what a block's core adds to a small picture of the scene.
 
         float32, shape (bands + 1, rows, cols): the means of the imagery under each
@@ -108,7 +217,7 @@ class Parts:
             )
         )
         means, shares = average_cells(kept, validity, rows, cols)
-        self.save("picture", block, np.concatenate([means, shares[None]]))
+        return self.save("picture", block, np.concatenate([means, shares[None]]))
 
     @property
     def picture_shape(self) -> tuple[int, int]:
@@ -192,6 +301,33 @@ class Parts:
             stripe = self.values(kind, window)
             stripe = stripe.reshape(-1, *stripe.shape[-2:])
             yield stripe[:, nearest - nearest[0]][:, :, cols]
+
+
+@contextmanager
+def _staged(path: Path) -> Iterator[BinaryIO]:
+    """Give a file that gets its name only if the body succeeds.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise OutputError(
+            f"cannot stage {printable(path)}: {error.strerror or error}; check the "
+            "free space of the output folder",
+            code=code_of_output(error),
+        ) from error
+
+
+def _seal(note: Mapping[str, Any]) -> int:
+    """Return a checksum of a marker's content, whatever the order of its keys."""
+    return zlib.crc32(json.dumps(note, sort_keys=True).encode())
 
 
 def _centres(size: int, small: int) -> NDArray[np.int64]:

@@ -1,21 +1,27 @@
-"""Many scenes: mirrored folders, bad ones recorded, what is done not redone."""
+"""Many scenes: bad ones explained, what is done not redone, the exit code honest."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from geounet.archive import Listed, Outcome, list_scenes, run_archive
-from geounet.cli import main
-from geounet.errors import ConfigError
-from geounet.pipeline import execute
+from geounet import jobs
+from geounet.archive import BOOKS, Summary, agreed, outputs_whole, run_archive, settled
+from geounet.errors import ConfigError, GeounetError, ModelError, RasterError
+from geounet.foreman import Audience, Foreman
+from geounet.inference import predict_block
+from geounet.jobs import Introduction, introduce
+from geounet.planning import Recipe
+from geounet.recovery import Failure
+from tests.archives import attempts, hashes, states, strays, write_scenes
 from tests.conftest import WriteRaster
 from tests.scenes import save_tiny, textured
 
-RunAll = Callable[..., list[Outcome]]
+RunAll = Callable[..., Summary]
 
 
 @pytest.fixture(scope="module")
@@ -39,181 +45,316 @@ def scenes(write_raster: WriteRaster, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run_all(scenes: Path, out: Path, model: Path) -> RunAll:
-    def run(archive: Path = scenes, **options: Any) -> list[Outcome]:
-        return run_archive(archive, out, **{"model": str(model)} | options)
+    """Run the archive in this process, where a test can meddle."""
+
+    def run(archive: Path = scenes, **options: Any) -> Summary:
+        given: dict[str, Any] = {"model": str(model), "processes": False} | options
+        return run_archive(archive, out, **given)
 
     return run
 
 
-def states(outcomes: list[Outcome]) -> dict[str, str]:
-    return {f"{o.path.parent.name}/{o.path.name}": o.state for o in outcomes}
+def fails(code: str, *, times: int) -> Callable[[jobs.Job], Any]:
+    """Return a job that fails so many times before it is done."""
+    left = [times]
+    begin = jobs.begin_scene
+
+    def begin_scene(job: jobs.Job) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise RasterError(f"{job.path}: {code} on purpose", code=code)
+        return begin(job)
+
+    return begin_scene
 
 
-def listed(found: list[Listed], output: Path) -> dict[str, str]:
-    return {
-        scene.path.name: str((scene.output / scene.stem).relative_to(output))
-        for scene in found
-    }
-
-
-# --- which scenes -----------------------------------------------------------------
-
-
-def make(folder: Path, *names: str) -> Path:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return folder
-
-
-def test_every_geotiff_below_a_folder_is_listed_in_order(tmp_path: Path) -> None:
-    folder = make(
-        tmp_path / "in", "b.tif", "a.TIF", "x/c.tiff", "x/y/d.Tiff", "e.png", ".f.tif"
-    )
-    (folder / "g.tif").mkdir()
-    found = listed(list(list_scenes(folder, tmp_path / "out")), tmp_path / "out")
-    assert found == {"a.TIF": "a", "b.tif": "b", "c.tiff": "x/c", "d.Tiff": "x/y/d"}
-    assert list(found) == ["a.TIF", "b.tif", "c.tiff", "d.Tiff"]
-
-
-def test_equal_names_in_one_folder_do_not_collide(tmp_path: Path) -> None:
-    folder = make(tmp_path / "in", "a.tif", "a.tiff", "A.tif", "x/a.tif")
-    found = list(list_scenes(folder, tmp_path / "out"))
-    targets = [str(scene.output / scene.stem).casefold() for scene in found]
-    assert len(set(targets)) == len(targets) == 4
-    assert found == list(list_scenes(folder, tmp_path / "out"))
-
-
-def test_a_scene_called_batch_leaves_the_summary_its_name(tmp_path: Path) -> None:
-    folder = make(tmp_path / "in", "batch.tif", "x/batch.tif")
-    first, second = list_scenes(folder, tmp_path / "out")
-    assert first.stem.startswith("batch-")
-    assert second.stem == "batch"
-
-
-def test_a_list_file_names_scenes_with_comments(tmp_path: Path) -> None:
-    make(tmp_path, "in/a.tif", "in/x/b.tif", "other/c.tif")
-    names = tmp_path / "in" / "list.txt"
-    names.write_text(
-        f"# my scenes\n\na.tif\nx/b.tif  # cloudy\n{tmp_path}/other/c.tif\n"
-    )
-    out = tmp_path / "out"
-    found = list(list_scenes(names, out))
-    assert listed(found, out) == {
-        "a.tif": "in/a", "b.tif": "in/x/b", "c.tif": "other/c"
-    }  # fmt: skip
-    assert found[0].path == tmp_path / "in" / "a.tif"
-
-
-@pytest.mark.parametrize("output", ["in/out", "in/x/../out", "in/x/out"])
-def test_outputs_inside_the_archive_are_no_scenes(tmp_path: Path, output: str) -> None:
-    folder = make(tmp_path / "in", "a.tif", "x/b.tif", f"{output[3:]}/a_mask.tif")
-    found = list_scenes(folder, tmp_path / output)
-    assert [scene.path.name for scene in found] == ["a.tif", "b.tif"]
-
-
-def test_an_archive_may_lie_below_the_output_folder(tmp_path: Path) -> None:
-    folder = make(tmp_path / "in", "a.tif")
-    assert [scene.path.name for scene in list_scenes(folder, tmp_path)] == ["a.tif"]
-
-
-def test_scenes_and_outputs_cannot_share_a_folder(tmp_path: Path) -> None:
-    folder = make(tmp_path / "in", "a.tif")
-    with pytest.raises(ConfigError, match="cannot share the folder"):
-        list(list_scenes(folder, folder))
-
-
-def test_an_image_is_no_list_of_scenes(
-    write_raster: WriteRaster, tmp_path: Path
-) -> None:
-    scene = write_raster(textured(24, 24))
-    with pytest.raises(ConfigError, match="to run one scene: geounet run"):
-        list(list_scenes(scene, tmp_path / "out"))
-
-
-# --- running them -----------------------------------------------------------------
+# --- how scenes end ---------------------------------------------------------------
 
 
 def test_folders_are_mirrored_and_a_bad_scene_stops_no_other(
     run_all: RunAll, out: Path
 ) -> None:
-    outcomes = run_all()
-    assert states(outcomes) == {
-        "in/a.tif": "done", "in/b.tif": "failed", "er/a.TIFF": "done"
-    }  # fmt: skip
+    summary = run_all()
+    assert summary.ended == {"done": 2, "quarantined": 1}
+    assert (summary.exit_code, summary.left, summary.bad) == (1, 0, 1)
     for stem in ("a", "deep/er/a"):
         assert (out / f"{stem}_mask.tif").exists()
         assert (out / f"{stem}_water.geojson").exists()
         assert (out / f"{stem}.json").exists()
-    assert not list(out.glob("b*.tif"))
+    assert not list(out.glob("b*"))
+    assert strays(out) == []
 
 
-def test_the_summary_says_how_each_ended(run_all: RunAll, out: Path) -> None:
-    outcomes = run_all()
-    summary = json.loads((out / "batch.json").read_text())
-    assert [scene["state"] for scene in summary["scenes"]] == [
-        "done", "failed", "done"
-    ]  # fmt: skip
-    assert [scene["path"] for scene in summary["scenes"]] == [
-        str(outcome.path) for outcome in outcomes
-    ]
-    assert "is not GTiff" in summary["scenes"][1]["message"]
-    assert summary["scenes"][0]["features"] > 0
-    assert summary["recipe"]["nodata"] == "auto"
+def test_what_is_done_is_not_touched_again(run_all: RunAll, out: Path) -> None:
+    run_all()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("a*")}
+    again = run_all()
+    assert again.reasons == {"unchanged": 2, "quarantined: NOT_TIFF": 1}
+    assert (again.ended, again.exit_code) == ({}, 1)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_what_is_done_is_not_redone_and_what_is_stale_is(
+def test_what_has_changed_is_redone(
     run_all: RunAll, out: Path, write_raster: WriteRaster
 ) -> None:
     run_all()
-    before = (out / "a_mask.tif").stat().st_mtime_ns
-    again = states(run_all())
-    assert again == {
-        "in/a.tif": "skipped",
-        "in/b.tif": "failed",
-        "er/a.TIFF": "skipped",
-    }
-    assert (out / "a_mask.tif").stat().st_mtime_ns == before
     write_raster(textured(26, 24), name="in/a.tif")
     write_raster(textured(24, 24), name="in/b.tif")
-    third = states(run_all())
-    assert third == {"in/a.tif": "done", "in/b.tif": "done", "er/a.TIFF": "skipped"}
-    assert set(states(run_all(overwrite=True)).values()) == {"done"}
+    again = run_all()
+    assert again.reasons == {"the scene has changed": 2, "unchanged": 1}
+    assert (again.ended, again.exit_code) == ({"done": 2}, 0)
+    other = run_all(classes=("water",))
+    assert other.reasons == {"parameters have changed": 3}
+    assert not list(out.rglob("*_building.geojson"))
+    assert run_all(overwrite=True, classes=("water",)).ended == {"done": 3}
 
 
-def test_a_caller_is_told_after_every_scene(run_all: RunAll) -> None:
-    told: list[tuple[str, int, int]] = []
-    stages: set[str] = set()
-    run_all(
-        each=lambda outcome, number, total: told.append((outcome.state, number, total)),
-        report=lambda stage, done, total: stages.add(stage),
-    )
-    assert told == [("done", 1, 3), ("failed", 2, 3), ("done", 3, 3)]
-    assert {"infer", "export"} <= stages
+def test_an_output_that_was_deleted_is_made_again(run_all: RunAll, out: Path) -> None:
+    run_all()
+    golden = hashes(out)
+    (out / "a_water.geojson").unlink()
+    again = run_all()
+    assert again.reasons["outputs are missing"] == 1
+    assert hashes(out) == golden
 
 
-def test_a_listed_scene_that_is_not_there_is_a_failure(
-    run_all: RunAll, scenes: Path
+def test_a_scene_that_vanished_after_listing_fails_and_may_come_back(
+    run_all: RunAll, scenes: Path, out: Path, write_raster: WriteRaster
 ) -> None:
     names = scenes / "list.txt"
     names.write_text("gone.tif\na.tif\n")
-    gone, found = run_all(names)
-    assert (gone.state, found.state) == ("failed", "done")
-    assert "gone.tif: no such file" in gone.message
+    assert run_all(names).ended == {"failed": 1, "done": 1}
+    assert states(out)["gone.tif"] == "failed INPUT_MISSING"
+    write_raster(textured(24, 24), name="in/gone.tif")
+    assert run_all(names).exit_code == 0
+
+
+def test_a_file_that_no_run_made_is_never_replaced(
+    tmp_path: Path, write_raster: WriteRaster, run_all: RunAll, out: Path
+) -> None:
+    write_raster(textured(40, 40), name="one/a.tif")
+    out.mkdir()
+    (out / "a.json").write_text("{}")
+    assert run_all(tmp_path / "one").ended == {"failed": 1}
+    assert states(out) == {"a.tif": "failed OUTPUT_EXISTS"}
+    assert (out / "a.json").read_text() == "{}"
 
 
 def test_a_bug_in_one_scene_stops_no_other(
-    run_all: RunAll, monkeypatch: pytest.MonkeyPatch
+    run_all: RunAll, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def break_once(*args: Any, **options: Any) -> Any:
-        monkeypatch.setattr("geounet.archive.execute", execute)
-        raise KeyError("oops")
+    begin = jobs.begin_scene
 
-    monkeypatch.setattr("geounet.archive.execute", break_once)
-    first, _, last = run_all()
-    assert (first.state, last.state) == ("failed", "done")
-    assert first.message == "KeyError: 'oops' (a bug; see the log)"
+    def broken(job: jobs.Job) -> Any:
+        if job.stem == "a" and "deep" not in job.path:
+            raise KeyError("oops")
+        return begin(job)
+
+    monkeypatch.setattr(jobs, "begin_scene", broken)
+    assert run_all().ended == {"failed": 1, "quarantined": 1, "done": 1}
+    assert "KeyError: 'oops'" in (out / "failures.jsonl").read_text()
+
+
+# --- trouble that passes ----------------------------------------------------------
+
+
+def test_transient_trouble_is_tried_again(
+    run_all: RunAll, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geounet.recovery.BACKOFF", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(jobs, "begin_scene", fails("IO_ERROR", times=2))
+    assert run_all().ended == {"done": 2, "quarantined": 1}
+    assert sum(attempts(out).values()) == 3 + 2
+
+
+def test_transient_trouble_that_stays_is_a_failure_for_the_next_run(
+    tmp_path: Path, run_all: RunAll, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geounet.recovery.BACKOFF", (0.01, 0.01, 0.01))
+    one = write_scenes(tmp_path / "one", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "begin_scene", fails("IO_ERROR", times=3))
+        assert run_all(one).ended == {"failed": 1}
+    assert run_all(one).reasons == {"failed before": 1}
+    assert states(out) == {"000.tif": "done"}
+    assert attempts(out) == {"000.tif": 4}
+
+
+def test_a_scene_that_memory_does_not_hold_is_done_with_less(
+    tmp_path: Path, run_all: RunAll, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = write_scenes(tmp_path / "one", 1, side=600)
+    asked: list[int] = []
+    begin = jobs.begin_scene
+
+    def hungry(job: jobs.Job) -> Any:
+        asked.append(job.reduction)
+        if job.reduction < 2:
+            raise MemoryError("unable to allocate 9 GiB")
+        return begin(job)
+
+    golden = run_all(archive)
+    assert golden.exit_code == 0
+    expected = hashes(out)
+    monkeypatch.setattr(jobs, "begin_scene", hungry)
+    assert run_all(archive, overwrite=True, batch_size=1).ended == {"done": 1}
+    assert asked == [0, 1, 2]
+    found = hashes(out)
+    receipts = {"000.json"}
+    assert {n: h for n, h in found.items() if n not in receipts} == {
+        n: h for n, h in expected.items() if n not in receipts
+    }
+    assert run_all(archive).reasons == {"unchanged": 1}
+
+
+@pytest.mark.parametrize("code", ["DISK_FULL", "MODEL_SKEW"])
+def test_trouble_around_the_scenes_stops_the_batch_and_none_is_blamed(
+    tmp_path: Path,
+    run_all: RunAll,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+) -> None:
+    archive = write_scenes(tmp_path / "many", 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "begin_scene", fails(code, times=100))
+        stopped = run_all(archive)
+    assert stopped.exit_code == 3
+    assert stopped.stopped_by is not None
+    assert stopped.stopped_by.code == code
+    assert (stopped.left, stopped.bad) == (6, 0)
+    assert set(attempts(out).values()) == {0}
+    on = run_all(archive)
+    assert (on.ended, on.exit_code) == ({"done": 6}, 0)
+
+
+def test_scenes_that_all_fail_alike_stop_the_batch_and_may_be_tried_again(
+    tmp_path: Path, run_all: RunAll, out: Path
+) -> None:
+    archive = tmp_path / "wrong"
+    archive.mkdir()
+    for number in range(30):
+        (archive / f"{number:02d}.tif").write_text("<html>")
+    stopped = run_all(archive)
+    assert stopped.exit_code == 3
+    assert stopped.stopped_by is not None
+    assert "20 scenes in a row failed with NOT_TIFF" in stopped.stopped_by.message
+    assert set(states(out).values()) == {"failed NOT_TIFF", "found"}
+    on = run_all(archive, breaker=False)
+    assert (on.ended, on.exit_code) == ({"quarantined": 30}, 1)
+
+
+def test_what_is_quarantined_is_tried_again_when_asked_for(
+    run_all: RunAll, out: Path
+) -> None:
+    run_all()
+    assert run_all(retry="TRUNCATED").reasons == {"not asked for": 3}
+    asked = run_all(retry="NOT_TIFF")
+    assert asked.reasons == {"not asked for": 2, "asked for": 1}
+    assert asked.ended == {"quarantined": 1}
+    assert run_all(retry="quarantined").ended == {"quarantined": 1}
+
+
+def test_failures_of_one_run_are_the_archive_of_the_next(
+    run_all: RunAll, out: Path, write_raster: WriteRaster
+) -> None:
+    run_all()
+    write_raster(textured(24, 24), name="in/b.tif")
+    again = run_all(out / "failures.jsonl")
+    assert again.ended == {"done": 1}
+    assert (out / "b_mask.tif").exists()
+
+
+# --- large scenes -----------------------------------------------------------------
+
+
+def test_a_scene_that_is_spread_over_tasks_is_the_same_to_the_byte(
+    tmp_path: Path, run_all: RunAll, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = write_scenes(tmp_path / "large", 2, side=150)
+    run_all(archive, tile_size=48)
+    golden = hashes(out)
+    monkeypatch.setattr("geounet.planning.LARGEST_CORE", 32)
+    monkeypatch.setattr(jobs, "SPREAD", 2)
+    monkeypatch.setattr("geounet.foreman.TOGETHER", 3)
+    spread = run_all(archive, tile_size=48, overwrite=True)
+    assert spread.ended == {"done": 2}
+    assert hashes(out) == golden
+    assert strays(out) == []
+
+
+def test_a_large_scene_goes_on_at_the_block_where_it_was(
+    tmp_path: Path, run_all: RunAll, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = write_scenes(tmp_path / "large", 1, side=150)
+    monkeypatch.setattr("geounet.planning.LARGEST_CORE", 32)
+    monkeypatch.setattr(jobs, "SPREAD", 2)
+    monkeypatch.setattr("geounet.foreman.TOGETHER", 3)
+    scored = counted_blocks(monkeypatch)
+
+    class Impatient(Audience):
+        asked = False
+
+        def pulse(self, _: Foreman) -> None:
+            if len(scored) >= 8 and not self.asked:
+                os.kill(os.getpid(), signal.SIGINT)
+                self.asked = True
+
+    stopped = run_all(archive, tile_size=48, audience=Impatient())
+    assert (stopped.exit_code, stopped.left) == (130, 1)
+    before = len(scored)
+    assert 8 <= before < 25
+    on = run_all(archive, tile_size=48)
+    assert (on.ended, on.exit_code) == ({"done": 1}, 0)
+    assert len(scored) == 25, "no block is scored twice"
+    assert strays(out) == []
+
+
+def counted_blocks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    scored: list[Any] = []
+
+    def counting(*args: Any, **options: Any) -> Any:
+        scored.append(args[2])
+        return predict_block(*args, **options)
+
+    monkeypatch.setattr("geounet.pipeline.predict_block", counting)
+    return scored
+
+
+# --- signals ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)],
+)
+def test_a_signal_ends_the_batch_softly_and_the_next_run_goes_on(
+    tmp_path: Path, run_all: RunAll, out: Path, number: signal.Signals, code: int
+) -> None:
+    archive = write_scenes(tmp_path / "many", 12)
+
+    class Impatient(Audience):
+        asked = False
+
+        def scene_ended(self, *_: Any) -> None:
+            if not self.asked:
+                os.kill(os.getpid(), number)
+            self.asked = True
+
+    before = signal.getsignal(number)
+    stopped = run_all(archive, audience=Impatient())
+    assert signal.getsignal(number) is before
+    assert stopped.exit_code == code
+    assert 0 < stopped.left < 12
+    assert stopped.bad == 0
+    on = run_all(archive)
+    assert on.exit_code == 0
+    assert set(states(out).values()) == {"done"}
+    assert set(attempts(out).values()) == {1}
+    assert strays(out) == []
+
+
+# --- what starts nothing ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("option", [{"scale": (3, 1)}, {"formt": "gpkg"}])
@@ -225,49 +366,121 @@ def test_an_option_that_is_not_allowed_starts_nothing(
     assert not out.exists()
 
 
-# --- the command ------------------------------------------------------------------
-
-
-def test_processes_do_the_same_and_the_exit_code_is_honest(
-    scenes: Path, run_all: RunAll, out: Path, model: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [({"classes": ("rod",)}, "no class 'rod'"), ({"fail_on": "some"}, "--fail-on")],
+)
+def test_what_fits_no_scene_stops_the_archive_before_it_begins(
+    run_all: RunAll, out: Path, option: dict[str, Any], words: str
 ) -> None:
-    """The command runs tasks in processes of their own, the function in this one."""
+    with pytest.raises(ConfigError, match=words):
+        run_all(**option)
+    assert not out.exists()
+
+
+def test_a_second_run_on_the_same_folder_is_refused(run_all: RunAll, out: Path) -> None:
+    from geounet.locking import locked
+
+    out.mkdir()
+    with locked(out / BOOKS), pytest.raises(GeounetError) as caught:
+        run_all()
+    assert caught.value.code == "LOCKED"
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "code"), [("any", 1), ("none", 0), ("50%", 0), ("10%", 1)]
+)
+def test_how_many_bad_scenes_are_a_failure_is_the_callers_choice(
+    run_all: RunAll, fail_on: str, code: int
+) -> None:
+    assert run_all(fail_on=fail_on).exit_code == code
+
+
+# --- workers ----------------------------------------------------------------------
+
+
+def test_no_result_depends_on_the_number_of_workers() -> None:
+    threads = {settled(Recipe(workers=n)).threads for n in (None, 1, 2, 4)}
+    assert threads == {1}
+
+
+def introduced(recipe: Recipe, **others: Any) -> Introduction:
+    from dataclasses import replace
+
+    return replace(introduce("cpu", recipe.model, ["/"]), **others)
+
+
+@pytest.mark.parametrize(
+    ("others", "error", "code", "words"),
+    [
+        ({"versions": {"torch": "1.0"}}, ConfigError, "VERSION_SKEW", "torch 1.0"),
+        ({"model": "0" * 64}, ModelError, "MODEL_SKEW", "another model"),
+        ({"model": ""}, ModelError, "NOT_SHARED", "no model"),
+        ({"sees": (False,)}, ConfigError, "NOT_SHARED", "does not see /data"),
+        ({"precision": "float64"}, ConfigError, "VERSION_SKEW", "different devices"),
+    ],
+)
+def test_a_worker_that_would_answer_otherwise_is_refused(
+    model: Path, others: dict[str, Any], error: type[Exception], code: str, words: str
+) -> None:
+    recipe = settled(Recipe(model=str(model)))
+    met = {"tcp://a:1": introduced(recipe), "tcp://b:2": introduced(recipe, **others)}
+    with pytest.raises(error, match=words) as caught:
+        agreed(recipe, met, Path("/data"))
+    assert caught.value.code == code  # type: ignore[attr-defined]
+
+
+def test_workers_that_agree_name_the_device(model: Path) -> None:
+    recipe = settled(Recipe(model=str(model)))
+    found = agreed(recipe, {"tcp://a:1": introduced(recipe)}, Path("/data"))
+    assert found.device == "cpu"
+    assert found.precision in {"bfloat16", "float32"}
+
+
+def test_a_worker_that_came_late_with_other_versions_does_nothing(
+    tmp_path: Path, model: Path
+) -> None:
+    job = jobs.Job(
+        path=str(tmp_path / "a.tif"),
+        output=str(tmp_path),
+        stem="a",
+        recipe=Recipe(model=str(model)),
+        versions=json.dumps({"geounet": "0"}),
+    )
+    answer = jobs.attend(jobs.Task(job=job))
+    assert isinstance(answer.value, Failure)
+    assert answer.value.code == "VERSION_SKEW"
+
+
+def test_what_a_scene_logs_is_heard_with_its_answer(
+    tmp_path: Path, model: Path, write_raster: WriteRaster, caplog: Any
+) -> None:
+    import logging
+
+    path = write_raster(textured(24, 24), name="in/a.tif")
+    job = jobs.Job(
+        path=str(path), output=str(tmp_path), stem="a", recipe=Recipe(model=str(model))
+    )
+
+    def speak(_: Any) -> Any:
+        logging.getLogger("geounet.raster").warning("mind the %s", "collar")
+        return jobs.Stopped()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "begin_scene", speak)
+        answer = jobs.attend(jobs.Task(job=job))
+    assert answer.said == ((logging.WARNING, "mind the collar"),)
+
+
+def test_outputs_are_whole_only_with_the_sizes_that_they_had(
+    run_all: RunAll, out: Path
+) -> None:
+    from geounet.archive import LEDGER
+    from geounet.ledger import Ledger
+
     run_all()
-    words = ["batch", str(scenes), "-o", str(tmp_path / "cli"), "--model", str(model)]
-    result = CliRunner().invoke(main, words)
-    assert result.exit_code == 1, result.output
-    assert "[2/3] failed  b.tif: " in result.stderr
-    assert "3 scenes: 2 done, 0 unchanged, 1 failed" in result.stderr
-    table = result.stderr.splitlines()[-5:-1]
-    assert table[0].split() == ["scene", "state", "features", "seconds"]
-    assert [line.split()[1] for line in table[1:]].count("FAILED") == 1
-    for name in ("a_mask.tif", "a_water.geojson", "deep/er/a_preview.png"):
-        assert (tmp_path / "cli" / name).read_bytes() == (out / name).read_bytes()
-    (scenes / "b.tif").unlink()
-    again = CliRunner().invoke(main, words)
-    assert again.exit_code == 0
-    assert "2 scenes: 0 done, 2 unchanged, 0 failed" in again.stderr
-
-
-def test_a_file_that_no_run_made_is_never_replaced(
-    tmp_path: Path, write_raster: WriteRaster, model: Path
-) -> None:
-    write_raster(textured(40, 40), name="in/a.tif")
-    stranger = tmp_path / "out" / "a.json"
-    stranger.parent.mkdir()
-    stranger.write_text("{}")
-    (outcome,) = run_archive(tmp_path / "in", tmp_path / "out", model=str(model))
-    assert outcome.state == "failed"
-    assert "a.json exists" in outcome.message
-    assert stranger.read_text() == "{}"
-
-
-def test_an_option_that_fits_no_scene_stops_the_archive_before_it_begins(
-    tmp_path: Path, write_raster: WriteRaster, model: Path
-) -> None:
-    write_raster(textured(40, 40), name="in/a.tif")
-    with pytest.raises(ConfigError, match="no class 'rod'"):
-        run_archive(
-            tmp_path / "in", tmp_path / "out", model=str(model), classes=("rod",)
-        )
-    assert not (tmp_path / "out").exists()
+    with Ledger.open(out / BOOKS / LEDGER, read_only=True) as ledger:
+        row = next(row for row in ledger.scenes(("done",)) if not row.folder)
+    assert outputs_whole(out, row)
+    (out / "a_water.geojson").write_text("")
+    assert not outputs_whole(out, row)

@@ -19,6 +19,7 @@ from geounet.cli import main
 from geounet.pipeline import run
 from geounet.unet import UNet
 from geounet.vectors import export_features
+from tests.archives import hashes
 from tests.conftest import WriteRaster
 from tests.scenes import save_tiny, textured
 
@@ -140,12 +141,13 @@ def test_batch_writes_what_the_function_writes(
     monkeypatch.setattr("geounet.archive.run_archive", in_this_process)
     words = "batch", tmp_path / "in", "-o", tmp_path / "cli", "--model", model
     result = invoke(*words)
-    run_archive(tmp_path / "in", tmp_path / "api", model=str(model))
+    run_archive(tmp_path / "in", tmp_path / "api", model=str(model), processes=False)
     assert result.exit_code == 0, result.output
-    assert outputs(tmp_path / "cli") == outputs(tmp_path / "api")
-    assert "2 scenes: 2 done, 0 unchanged, 0 failed" in result.stderr
+    assert hashes(tmp_path / "cli") == hashes(tmp_path / "api")
+    assert "2 of 2 scenes to do (2 new)" in result.stderr
+    assert "2 done, 0 unchanged, 0 bad, 0 left" in result.stderr
     again = invoke(*words)
-    assert "2 scenes: 0 done, 2 unchanged, 0 failed" in again.stderr
+    assert "0 done, 2 unchanged, 0 bad, 0 left" in again.stderr
 
 
 def test_one_bad_scene_of_several_is_exit_code_1_and_the_others_are_done(
@@ -244,11 +246,14 @@ def test_a_dry_run_says_what_the_run_would_take_unless_there_is_nothing_to_do(
     assert all(line in anew for line in asked)
 
 
-def test_a_dry_batch_lists_scenes_and_writes_nothing(
-    invoke: Invoke, scene: Path, out: Path
+def test_a_dry_batch_says_what_it_would_take_and_writes_nothing(
+    invoke: Invoke, scene: Path, model: Path, out: Path
 ) -> None:
-    result = invoke("batch", scene.parent, "-o", out, "--dry-run")
-    assert result.stdout == f"{scene} -> {out / 'scene'}_*\n"
+    (scene.parent / "bad.tif").write_text("<html>")
+    result = invoke("batch", scene.parent, "-o", out, "--dry-run", "--model", model)
+    assert "2 of 2 scenes to do: 2 new" in result.stdout
+    assert "[NOT_TIFF]" in result.stdout
+    assert {"time", "memory", "disk"} <= set(result.stdout.split())
     assert not out.exists()
 
 
@@ -593,7 +598,7 @@ def test_a_word_that_cannot_be_read_is_a_usage_error(
 
 @pytest.mark.parametrize(
     ("archive", "complaint"),
-    [("nowhere", "no such folder or list file"), ("empty", "no scene in")],
+    [("nowhere", "nowhere"), ("empty", "empty")],
 )
 def test_a_batch_of_nothing_is_exit_code_2(
     invoke: Invoke, tmp_path: Path, out: Path, archive: str, complaint: str

@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from geounet import pipeline
 from geounet.forecast import Forecast, _Scoring, _spread, _tiles_of, _Writing, forecast
 from geounet.formats import FORMATS
 from geounet.planning import Plan, Recipe, plan
+from geounet.schedule import run_tasks
 from geounet.stitching import Parts
 from geounet.tiling import Tile
 from tests.conftest import WriteRaster
@@ -67,7 +69,8 @@ def staged(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 def execute(work: Plan) -> pipeline.Result:
     with pipeline.scheduler(work.recipe) as client:
-        return pipeline.execute(work, client=client)
+        run = partial(run_tasks, client=client)
+        return pipeline.execute(work, run=run)
 
 
 def bytes_of(folder: Path) -> int:

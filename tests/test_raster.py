@@ -4,10 +4,13 @@ import math
 import os
 import pickle
 import resource
+import socket
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
-from errno import ENOENT, ENOSPC
+from contextlib import contextmanager
+from dataclasses import replace
+from errno import EDQUOT, EFBIG, EIO, EMFILE, ENOENT, ENOSPC, EROFS, ESTALE, ETIMEDOUT
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,11 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from rasterio._err import CPLE_AppDefinedError, CPLE_OutOfMemoryError
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import RasterioError, RasterioIOError
 from rio_cogeo.cogeo import cog_validate
 from scipy import ndimage
 
@@ -31,6 +36,7 @@ from geounet.raster import (
     COG_BLOCK,
     Collar,
     Scene,
+    make_folder,
     replacing,
     write_cog,
 )
@@ -884,28 +890,513 @@ def test_a_bomb_is_refused_before_it_goes_off(write_raster: WriteRaster) -> None
         Scene.open(write_raster(noise(1001, 1, 1), name="bands.tif"))
 
 
-def test_every_real_raster_opens_or_is_refused_in_one_line(shared_data: Path) -> None:
-    paths = [
-        *sorted((shared_data / "rasters").rglob("*.tif")),
-        *sorted((shared_data / "hostile").glob("*.tif")),
+def test_a_mask_as_large_as_no_block_may_be_is_refused(
+    write_raster: WriteRaster,
+) -> None:
+    """GDAL tells nobody how large the blocks of a mask are, and reads them whole."""
+    path = write_raster(noise(3, 20, 30), mask=noise(20, 30) > 90)
+    assert Scene.open(path).masked_by == "mask"
+    for tag, size in ((256, 20_000), (257, 30_000), (278, 30_000)):
+        with_tag(path, tag, size, directory=1)
+    with pytest.raises(RasterError, match=r"mask with blocks.*572 MiB") as caught:
+        Scene.open(path)
+    assert caught.value.code == "BLOCK_TOO_LARGE"
+
+
+def place_of(data: bytes, index: int, tag: int) -> int:
+    """Where the value of a tag is in a little-endian TIFF's directory."""
+    (offset,) = struct.unpack_from("<I", data, 4)
+    for _ in range(index):
+        (count,) = struct.unpack_from("<H", data, offset)
+        (offset,) = struct.unpack_from("<I", data, offset + 2 + 12 * count)
+    (count,) = struct.unpack_from("<H", data, offset)
+    tags = [
+        struct.unpack_from("<H", data, offset + 2 + 12 * i)[0] for i in range(count)
     ]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    opened = 0
-    for path in paths:
-        try:
-            scene = Scene.open(path, georeferenced="hostile" not in path.parts)
-            corner = Window(row_off=-3, col_off=-3, height=40, width=40)
-            pixels, valid = scene.read(corner, scene.image_bands[:3])
-        except RasterError as error:
-            assert path.name in str(error)
-            assert "\n" not in str(error)
-        else:
-            opened += 1
-            assert pixels.shape[1:] == valid.shape == (40, 40)
-    assert len(paths) > 150
-    assert opened > 70
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown < 600 * 1024  # KiB
+    return int(offset) + 2 + 12 * tags.index(tag) + 8
+
+
+def test_the_border_of_a_wide_scene_is_looked_at_in_pieces(
+    write_raster: WriteRaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = noise(3, 40, 700, low=40)
+    pixels[:, slanted(40, 700, 0.05, 30)] = 0
+    at_once = Scene.open(write_raster(pixels))
+    assert at_once.masked_by == "collar"
+    monkeypatch.setattr(raster, "_STRIP_BYTES", 16 * 16 * 3 * 2 * 5)
+    assert raster._pieces(range(12)) == [range(5), range(5, 10), range(10, 12)]
+    assert Scene.open(at_once.path) == at_once
+
+
+# Codes of what is refused ------------------------------------------------------------
+
+Maker = Callable[[Callable[..., Path]], str | Path]
+PLAIN = noise(3, 64, 64)
+DEFLATED = {"compress": "deflate", "tiled": True, "blockxsize": 32, "blockysize": 32}
+
+
+def cut(path: Path, kept: int) -> Path:
+    path.write_bytes(path.read_bytes()[:kept])
+    return path
+
+
+def holding(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def linked(path: Path, target: str) -> Path:
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.parent / target)
+    return path
+
+
+def with_tag(path: Path, tag: int, value: int, *, directory: int = 0) -> Path:
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<H", data, place_of(bytes(data), directory, tag), value)
+    path.write_bytes(data)
+    return path
+
+
+def of_kind(path: Path, kind: str) -> Path:
+    path.unlink()
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(str(path))
+    return path
+
+
+def sparse(path: Path, size: int, **options: Any) -> Path:
+    profile = {"count": 1, "height": size, "width": size, "dtype": "uint8"}
+    profile |= {"crs": UTM, "transform": GRID, "sparse_ok": True, "tiled": True}
+    with rasterio.open(path, "w", driver="GTiff", **profile | options):
+        return path
+
+
+REFUSED: dict[str, tuple[Maker, str, str]] = {
+    "missing": (lambda _: "/no/such/scene.tif", "INPUT_MISSING", "no such file"),
+    "link to nothing": (
+        lambda write: linked(write(PLAIN), "gone.tif"),
+        *("INPUT_MISSING", "no such file"),
+    ),
+    "below a file": (
+        lambda write: write(PLAIN) / "scene.tif",
+        *("INPUT_MISSING", "no such file"),
+    ),
+    "empty": (lambda write: cut(write(PLAIN), 0), "INPUT_EMPTY", "download it again"),
+    "a web page": (
+        lambda write: holding(write(PLAIN), b"<html><h1>404"),
+        *("NOT_TIFF", "an HTML page"),
+    ),
+    "an archive": (
+        lambda write: holding(write(PLAIN), b"PK\3\4...."),
+        *("NOT_TIFF", "unpack it first"),
+    ),
+    "noise": (
+        lambda write: holding(write(PLAIN), b"\7\7\7"),
+        "NOT_TIFF",
+        "starts with",
+    ),
+    "a VRT": (
+        lambda write: holding(write(PLAIN), b"<VRTDataset rasterXSize='4'>"),
+        *("DRIVER_NOT_ALLOWED", "a GDAL VRT"),
+    ),
+    "a JPEG": (
+        lambda write: holding(write(PLAIN), b"\xff\xd8\xff\xe0"),
+        *("DRIVER_NOT_ALLOWED", "a JPEG image"),
+    ),
+    "a folder": (lambda write: of_kind(write(PLAIN), "folder"), "NOT_A_FILE", "folder"),
+    "a pipe": (lambda write: of_kind(write(PLAIN), "pipe"), "NOT_A_FILE", "a pipe"),
+    "a socket": (lambda write: of_kind(write(PLAIN), "socket"), "NOT_A_FILE", "device"),
+    "a device": (lambda _: "/dev/zero", "NOT_A_FILE", "device"),
+    "a link in a circle": (
+        lambda write: linked(write(PLAIN), "scene.tif"),
+        *("INPUT_UNREADABLE", "cannot be read"),
+    ),
+    "a name too long": (
+        lambda write: write(PLAIN).with_name("a" * 300),
+        *("INPUT_UNREADABLE", "name too long"),
+    ),
+    "a name that is no text": (
+        lambda write: (path := write(PLAIN)).rename(path.with_name("\udcff.tif")),
+        *("UNSAFE_NAME", "not UTF-8"),
+    ),
+    "a name with a NUL": (lambda _: "a\0b.tif", "UNSAFE_NAME", "NUL"),
+    "a virtual file": (
+        lambda _: "/vsicurl/http://localhost/a.tif",
+        *("UNSAFE_NAME", "not the name of a local file"),
+    ),
+    "an address": (
+        lambda _: "https://me:secret@localhost/a.tif?key=secret",
+        *("UNSAFE_NAME", r"https://localhost/a\.tif: is not"),
+    ),
+    "an address as a path": (
+        lambda _: Path("https://me:secret@localhost/a.tif?key=secret"),
+        *("UNSAFE_NAME", r"https:/localhost/a\.tif: is not"),
+    ),
+    "a part of a file": (
+        lambda write: f"GTIFF_DIR:1:{write(PLAIN)}",
+        *("UNSAFE_NAME", "not the name of a local file"),
+    ),
+    "cut in the first bytes": (
+        lambda write: cut(write(PLAIN), 6),
+        *("TRUNCATED", "Cannot read TIFF header"),
+    ),
+    "cut in the directory": (
+        lambda write: cut(write(PLAIN), 100),
+        *("TRUNCATED", "directory"),
+    ),
+    "cut in the tables": (
+        lambda write: cut(write(noise(3, 300, 300), **DEFLATED), 300),
+        *("TRUNCATED", "IO error during reading"),
+    ),
+    "cut in the pixels": (
+        lambda write: cut(write(PLAIN), 6000),
+        *("TRUNCATED", "has 6000; copy or download it again"),
+    ),
+    "a header of nonsense": (
+        lambda write: with_tag(write(PLAIN), 277, 0),
+        *("INPUT_UNREADABLE", "cannot open"),
+    ),
+    "a codec that is not here": (
+        lambda write: with_tag(write(PLAIN, **DEFLATED), 259, 12345),
+        *("CODEC", "missing codec"),
+    ),
+    "complex numbers": (
+        lambda write: write(PLAIN.astype("complex64")),
+        *("DTYPE", "gdal_translate -ot"),
+    ),
+    "too many bands": (
+        lambda write: write(noise(1001, 1, 1)),
+        *("TOO_LARGE", "1001 bands; 1000 are accepted"),
+    ),
+    "too many pixels": (
+        lambda write: sparse(write(PLAIN), 300_000, blockxsize=4096, blockysize=4096),
+        *("TOO_LARGE", "--max-pixels"),
+    ),
+    "a huge block": (
+        lambda write: sparse(
+            write(PLAIN), 20_000, blockxsize=20_000, blockysize=20_000
+        ),
+        *("BLOCK_TOO_LARGE", "TILED=YES"),
+    ),
+    "no CRS": (lambda write: write(PLAIN, crs=None), "NO_CRS", "--assume-crs"),
+    "no place": (
+        lambda write: write(PLAIN, transform=Affine.identity()),
+        *("NO_GEOREF", "gdal_translate -a_srs"),
+    ),
+    "a flat place": (
+        lambda write: write(PLAIN, transform=Affine(1, 1, 9, 1, 1, 9)),
+        *("NO_GEOREF", "impossible geotransform"),
+    ),
+    "control points": (
+        lambda write: write(
+            PLAIN,
+            transform=Affine.identity(),
+            gcps=[GroundControlPoint(*p) for p in ((0, 0, 9, 50), (4, 4, 9.1, 49.9))],
+        ),
+        *("GCP_ONLY", "gdalwarp"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "code", "gist"), REFUSED.values(), ids=REFUSED)
+def test_what_is_refused_has_a_code_and_a_line(
+    write_raster: WriteRaster, make: Maker, code: str, gist: str
+) -> None:
+    path = make(write_raster)
+    with pytest.raises(RasterError, match=gist) as caught:
+        Scene.open(path)
+    assert caught.value.code == code
+    assert "secret" not in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@contextmanager
+def limited(kind: int, value: int) -> Iterator[None]:
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, before)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """As somebody whom modes concern, unlike root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_file_of_somebody_else_is_told_by_its_code(
+    write_raster: WriteRaster,
+) -> None:
+    path = write_raster(PLAIN)
+    path.chmod(0)
+    with as_nobody(), pytest.raises(RasterError, match="Permission denied") as caught:
+        Scene.open(path)
+    assert caught.value.code == "PERMISSION"
+
+
+def damaged(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    with rasterio.open(path) as src:
+        offset = int(src.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", 1))
+    data[offset : offset + 64] = b"\xff" * 64
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("ground_size", [2.0, 5.0])
+def test_what_happens_to_a_file_after_it_was_opened_has_a_code(
+    write_raster: WriteRaster, monkeypatch: pytest.MonkeyPatch, ground_size: float
+) -> None:
+    path = write_raster(PLAIN, **DEFLATED)
+    good, size = path.read_bytes(), path.stat().st_size
+
+    def code() -> str:
+        scene = replace(before, collar=()).resampled_to(ground_size)
+        with pytest.raises(RasterError, match="cannot read") as caught:
+            scene.read(whole(scene), (1, 2, 3))
+        assert str(caught.value).isprintable()
+        return caught.value.code
+
+    before = Scene.open(path)
+    damaged(path)
+    assert code() == "CORRUPT_BLOCK"
+    path.write_bytes(good)
+    with limited(resource.RLIMIT_NOFILE, 3):
+        assert code() == "FD_LIMIT"
+    with pytest.raises(RasterError, match="is truncated") as caught:
+        cut(path, size - 3000)
+        before.read(whole(before), (1, 2, 3))
+    assert caught.value.code == "TRUNCATED"
+    monkeypatch.setattr(raster, "_block_end", lambda *_: 0)  # all of it is there
+    assert code() == "IO_ERROR"
+    path.unlink()
+    assert code() == "INPUT_MISSING"
+    path.mkdir()
+    assert code() == "INPUT_UNREADABLE"
+
+
+MEMORY = Path("/proc/self/mem")
+
+
+@pytest.mark.skipif(not MEMORY.is_file(), reason="needs a file that cannot be read")
+def test_a_disk_that_fails_is_told_from_a_file_that_is_bad() -> None:
+    with pytest.raises(RasterError, match="Input/output error") as caught:
+        Scene.open(MEMORY)
+    assert caught.value.code == "IO_ERROR"
+
+
+SAID: dict[str, tuple[BaseException, str]] = {
+    "errno": (OSError(EIO, "?"), "IO_ERROR"),
+    "stale": (OSError(ESTALE, "?"), "IO_ERROR"),
+    "slow": (OSError(ETIMEDOUT, "?"), "IO_ERROR"),
+    "handles": (OSError(EMFILE, "?"), "FD_LIMIT"),
+    "words of GDAL": (
+        RasterioIOError(f"a.tif: {os.strerror(ESTALE)}"),
+        "IO_ERROR",
+    ),
+    "memory": (MemoryError(), "OUT_OF_MEMORY"),
+    "memory of GDAL": (CPLE_OutOfMemoryError(1, 2, "x"), "OUT_OF_MEMORY"),
+    "memory of libtiff": (  # a count that no file could have
+        RasterioIOError('TIFFReadDirectory:Out of memory reading of "Compression"'),
+        "INPUT_UNREADABLE",
+    ),
+    "number of GDAL": (CPLE_AppDefinedError(3, 2, "odd"), "INPUT_UNREADABLE"),
+    "block": (CPLE_AppDefinedError(3, 1, "IReadBlock failed at"), "CORRUPT_BLOCK"),
+    "codec": (CPLE_AppDefinedError(3, 1, "LERC is not configured"), "CODEC"),
+}
+
+
+@pytest.mark.parametrize(("error", "code"), SAID.values(), ids=SAID)
+@pytest.mark.parametrize("causes", [0, 2])
+def test_the_reason_is_found_wherever_gdal_hides_it(
+    write_raster: WriteRaster,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: str,
+    causes: int,
+) -> None:
+    name = f"{os.strerror(EIO)} missing codec.tif"  # that is only its name
+    scene = Scene.open(write_raster(PLAIN, name=name))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raised = error
+        for _number in range(causes):
+            wrapped = RasterioError("See previous exception for details.")
+            wrapped.__cause__ = raised
+            raised = wrapped
+        raise raised
+
+    monkeypatch.setattr(raster, "_open_dataset", fail)
+    for work in (
+        lambda: Scene.open(scene.path),
+        lambda: scene.read(whole(scene), (1,)),
+    ):
+        with pytest.raises(RasterError) as caught:
+            work()
+        assert caught.value.code == code
+
+
+# What lies beside a scene ------------------------------------------------------------
+
+AUX = """<PAMDataset><SRS>EPSG:32650</SRS><GeoTransform>7,1,0,9,0,-1</GeoTransform>
+<PAMRasterBand band="1"><NoDataValue>5</NoDataValue><ColorInterp>Alpha</ColorInterp>
+</PAMRasterBand></PAMDataset>"""
+WORLD = "3\n0\n0\n-3\n100\n200\n"  # the centre of the first pixel
+
+
+def test_a_file_beside_a_scene_does_not_change_what_the_scene_says(
+    write_raster: WriteRaster, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_raster(noise(3, 20, 30), nodata=3)
+    alone = Scene.open(path)
+    path.with_name("scene.tif.aux.xml").write_text(AUX)
+    path.with_suffix(".tfw").write_text(WORLD)
+    with rasterio.open(path) as src:  # GDAL by itself believes them
+        assert src.crs.to_epsg() == 32650
+    assert Scene.open(path) == alone
+    assert alone.crs == UTM
+    assert alone.sidecars == ()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["scene.tfw", "scene.wld", "scene.TFW"])
+def test_a_world_file_places_a_scene_that_does_not_say_where_it_lies(
+    write_raster: WriteRaster, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    pixels = noise(3, 20, 30)
+    path = write_raster(pixels, crs=None, transform=Affine.identity())
+    path.with_name(name).write_text(WORLD)
+    scene = Scene.open(path, assume_crs="EPSG:32633")
+    assert scene.source_transform == Affine(3, 0, 98.5, 0, -3, 201.5)
+    assert scene.crs == UTM
+    assert [beside.name for beside in scene.sidecars] == [name]
+    assert name in caplog.text
+    np.testing.assert_array_equal(scene.read(whole(scene), (1, 2, 3))[0], pixels)
+    with pytest.raises(CRSError, match="--assume-crs"):
+        Scene.open(path)
+
+
+def test_an_aux_xml_says_only_what_the_scene_does_not(
+    write_raster: WriteRaster, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixels = noise(3, 20, 30)
+    pixels[:, 4, 4] = 5
+    without_crs = write_raster(pixels, crs=None, name="a.tif")
+    nowhere = write_raster(
+        pixels, crs=None, transform=Affine.identity(), nodata=9, name="b.tif"
+    )
+    for path in (without_crs, nowhere):
+        path.with_name(f"{path.name}.aux.xml").write_text(AUX)
+    scene = Scene.open(without_crs)
+    assert scene.crs == CRS.from_epsg(32650)
+    assert scene.transform == GRID  # its own
+    assert scene.colors == ("red", "green", "blue")  # its own, or none
+    assert scene.nodata_values == (5, None, None)
+    assert scene.masked_by == "nodata"
+    assert scene.read(whole(scene), (1,))[1][4, 4] == False  # noqa: E712
+    assert "a.tif.aux.xml" in caplog.text
+    assert Scene.open(without_crs, assume_crs="EPSG:32633").crs == UTM
+    scene = Scene.open(nowhere)
+    assert scene.crs == CRS.from_epsg(32650)
+    assert scene.transform == Affine(1, 0, 7, 0, -1, 9)
+    assert scene.nodata_values == (9, 9, 9)
+
+
+def test_an_aux_xml_of_statistics_is_passed_over(
+    write_raster: WriteRaster, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_raster(noise(3, 20, 30))
+    alone = Scene.open(path)
+    statistics = '<PAMRasterBand band="1"><Metadata><MDI key="STATISTICS_MEAN">7</MDI>'
+    path.with_name("scene.tif.aux.xml").write_text(
+        f"<PAMDataset>{statistics}</Metadata></PAMRasterBand></PAMDataset>"
+    )
+    assert Scene.open(path) == alone
+    assert not caplog.records
+
+
+def test_a_picture_is_placed_by_what_lies_beside_it(
+    write_raster: WriteRaster, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_raster(
+        noise(3, 20, 30),
+        name="a.png",
+        driver="PNG",
+        crs=None,
+        transform=Affine.identity(),
+    )
+    path.with_name("a.pgw").write_text(WORLD)
+    scene = Scene.open(path, assume_crs="EPSG:32633", drivers=("PNG",))
+    assert scene.transform == Affine(3, 0, 98.5, 0, -3, 201.5)
+    assert "a.pgw" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".msk", ".MSK"])
+def test_a_mask_beside_a_scene_must_be_a_tiff(
+    write_raster: WriteRaster, suffix: str
+) -> None:
+    other = write_raster(noise(1, 20, 30), name="other.tif")
+    path = write_raster(noise(3, 20, 30))
+    mask = path.with_name(f"scene.tif{suffix}")
+    flags = "".join(f'<MDI key="INTERNAL_MASK_FLAGS_{i}">2</MDI>' for i in (1, 2, 3))
+    mask.write_text(
+        '<VRTDataset rasterXSize="30" rasterYSize="20">'
+        f"<Metadata>{flags}</Metadata>"
+        '<VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        f'<SourceFilename relativeToVRT="1">{other.name}</SourceFilename>'
+        "</SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    with rasterio.open(path) as src:  # GDAL by itself would follow it
+        assert src.mask_flag_enums[0] == [MaskFlags.per_dataset]
+    with pytest.raises(RasterError, match=r"(?i)msk.* a GDAL VRT") as caught:
+        Scene.open(path)
+    assert caught.value.code == "DRIVER_NOT_ALLOWED"
+    mask.write_bytes(b"")
+    with pytest.raises(RasterError, match=r"(?i)msk: is empty"):
+        Scene.open(path)
+
+
+def test_a_mask_beside_a_scene_is_one_of_its_sidecars(
+    write_raster: WriteRaster,
+) -> None:
+    path = write_raster(noise(3, 20, 30))
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False),
+        rasterio.open(path, "r+") as dst,
+    ):
+        dst.write_mask(noise(20, 30) > 90)
+    assert Scene.open(path).sidecars == (path.with_name("scene.tif.msk"),)
+    assert Scene.open(path, nodata="none").sidecars == ()
+
+
+def test_other_images_in_a_file_are_told_of(
+    write_raster: WriteRaster, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_raster(noise(1, 20, 30))
+    with rasterio.open(path) as src:
+        profile = src.profile
+    with rasterio.open(path, "w", **profile, append_subdataset=True) as dst:
+        dst.write(noise(1, 20, 30))
+    Scene.open(path)
+    assert "scene.tif holds 2 images; the first is taken" in caplog.text
+    caplog.clear()
+    Scene.open(write_raster(noise(1, 20, 30), mask=noise(20, 30) > 90))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -977,6 +1468,62 @@ def test_only_what_concerns_the_output_becomes_an_output_error(tmp_path: Path) -
         ):
             raise error
         assert caught.value is error
+
+
+WRITTEN: dict[str, tuple[BaseException, str]] = {
+    "full": (OSError(ENOSPC, "?"), "DISK_FULL"),
+    "quota": (OSError(EDQUOT, "?"), "DISK_FULL"),
+    "limit": (OSError(EFBIG, "?"), "DISK_FULL"),
+    "full, says GDAL": (RasterioIOError("write: No space left on device"), "DISK_FULL"),
+    "read only": (OSError(EROFS, "?"), "OUTPUT_UNWRITABLE"),
+    "handles": (OSError(EMFILE, "?"), "FD_LIMIT"),
+    "disk": (OSError(EIO, "?"), "IO_ERROR"),
+    "something that has passed": (RasterioIOError("Write error at 0"), "IO_ERROR"),
+    "our own": (OutputError("x", code="OUTPUT_EXISTS"), "OUTPUT_EXISTS"),
+}
+
+
+@pytest.mark.parametrize(("error", "code"), WRITTEN.values(), ids=WRITTEN)
+def test_why_a_result_could_not_be_written_has_a_code(
+    tmp_path: Path, error: Exception, code: str
+) -> None:
+    with pytest.raises(OutputError) as caught, replacing(tmp_path / "a.txt"):
+        raise error
+    assert caught.value.code == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_larger_than_may_be_is_a_full_disk(tmp_path: Path) -> None:
+    with (
+        limited(resource.RLIMIT_FSIZE, 50_000),
+        pytest.raises(OutputError, match="cannot write") as caught,
+    ):
+        write(tmp_path / "a.tif", noise(1, 600, 600))
+    assert caught.value.code == "DISK_FULL"  # of which libtiff only says "Write error"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_folder_that_is_taken_away_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with (
+        pytest.raises(OutputError, match="No such file") as caught,
+        replacing(folder / "a.txt") as partial,
+    ):
+        folder.rmdir()
+        partial.write_text("x")
+    assert caught.value.code == "OUTPUT_UNWRITABLE"
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot make the output") as caught:
+        make_folder(tmp_path / "file" / "out")
+    assert caught.value.code == "OUTPUT_UNWRITABLE"
+    tmp_path.chmod(0o555)
+    with as_nobody(), pytest.raises(OutputError) as caught:
+        make_folder(tmp_path / "out")
+    assert caught.value.code == "OUTPUT_UNWRITABLE"
 
 
 def stripes(pixels: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -1132,6 +1679,7 @@ def test_a_full_disk_is_always_noticed(small_disk: Path) -> None:
         except OutputError as error:
             failed += 1
             assert "MiB free there" in str(error)
+            assert error.code == "DISK_FULL"
             assert list(small_disk.iterdir()) == [ballast]
         else:
             written += 1

@@ -1,0 +1,196 @@
+"""What follows when a scene fails: which kind of trouble it was, and what is done now.
+
+The table of codes is the one of docs/reliability.md. Nothing here knows how a task is
+run or where its state is kept: an archive asks, and does what it is told.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from geounet.errors import GeounetError
+
+Kind = Literal[
+    "permanent", "later", "transient", "resource", "device", "poison", "environment"
+]
+"""Of trouble, by what follows:
+
+* permanent    the scene's own fault: it is quarantined
+* later        the scene's, but it may be gone by the next run: it fails
+* transient    tried again, with a new handle, after a while
+* resource     tried again with less memory
+* device       a GPU is sick: its process is replaced, the scene tried again
+* poison       its process died: tried again, alone; quarantined if that dies too
+* environment  no scene could be done: the batch stops, and can be resumed
+"""
+Action = Literal["again", "smaller", "alone", "fail", "quarantine", "stop"]
+
+TRIES = 3
+"""Times that a scene is tried in one run while its trouble is transient."""
+BACKOFF = (1.0, 5.0, 25.0)
+"""Seconds before each next try, to which up to half as much is added."""
+SMALLEST = 4
+"""Times that less memory is asked for: a batch of one, then halved tiles."""
+
+KINDS: dict[str, Kind] = {
+    "BUG": "later",
+    "CLUSTER_LOST": "environment",
+    "CRS_UNKNOWN": "later",
+    "DEVICE_SICK": "device",
+    "DISK_FULL": "environment",
+    "FD_LIMIT": "environment",
+    "INPUT_CHANGED": "transient",
+    "INPUT_MISSING": "later",
+    "IO_ERROR": "transient",
+    "LEDGER_UNWRITABLE": "environment",
+    "MODEL_MISSING": "environment",
+    "MODEL_MISMATCH": "environment",
+    "MODEL_SKEW": "environment",
+    "MODEL_UNSAFE": "environment",
+    "NOT_SHARED": "environment",
+    "NO_GPU": "environment",
+    "NO_WORKERS": "environment",
+    "OUTPUT_EXISTS": "later",
+    "OUTPUT_UNWRITABLE": "environment",
+    "OUT_OF_MEMORY": "resource",
+    "PERMISSION": "later",
+    "TIMEOUT": "poison",
+    "VERSION_SKEW": "environment",
+    "WORKER_DIED": "poison",
+}
+"""Codes that are not permanent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a task did not do what it was given."""
+
+    code: str
+    message: str
+    """One line: what was found, what was wanted, what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What to do about a failure."""
+
+    action: Action
+    delay: float = 0.0
+    """Seconds to wait before it."""
+
+
+def kind_of(code: str) -> Kind:
+    """Return the kind of trouble that a code means; what is not known is permanent."""
+    return KINDS.get(code, "permanent")
+
+
+def next_step(code: str, *, tries: int, reduction: int, alone: bool) -> Step:
+    """Decide what follows a failure.
+
+    Args:
+        code: what went wrong.
+        tries: times that the scene was tried in this run, this one included.
+        reduction: how often it was already given less memory.
+        alone: whether nothing else ran beside it.
+    """
+    kind = kind_of(code)
+    if kind == "environment":
+        return Step(action="stop")
+    if kind in {"transient", "device"} and tries < TRIES:
+        return Step(action="again", delay=_pause(tries) if kind == "transient" else 0.0)
+    if kind == "resource" and reduction < SMALLEST:
+        return Step(action="smaller")
+    if kind == "poison":
+        return Step(action="quarantine" if alone else "alone")
+    return Step(action="quarantine" if kind == "permanent" else "fail")
+
+
+def _pause(tries: int) -> float:
+    pause = BACKOFF[min(tries, len(BACKOFF)) - 1]
+    # workers that failed together do not come back together
+    return pause * random.uniform(1, 1.5)
+
+
+class Breaker:
+    """Stops a batch whose scenes all fail alike: one typo is not ten thousand faults.
+
+    Args:
+        first: trips if so many scenes were tried, and all of them failed with one code.
+        row: trips if so many in a row failed with one code.
+    """
+
+    def __init__(self, *, first: int = 20, row: int = 50) -> None:
+        self.first, self.row = first, row
+        self.code = ""
+        self.alike = 0
+        self._ended = 0
+
+    def note(self, code: str) -> bool:
+        """Take note of how a scene ended, "" if well; returns whether it trips."""
+        self._ended += 1
+        self.alike = (self.alike + 1 if code == self.code else 1) if code else 0
+        self.code = code
+        return self.alike >= self.row or self.first <= self._ended == self.alike
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Return the code and the one line of whatever a task raised."""
+    if isinstance(error, GeounetError):
+        return Failure(code=error.code, message=str(error))
+    message = " ".join(f"{type(error).__name__}: {error}".split())
+    return Failure(code=_code_of(error), message=message)
+
+
+_ERRNOS = {
+    errno.ENOSPC: "DISK_FULL",
+    errno.EDQUOT: "DISK_FULL",
+    errno.EROFS: "OUTPUT_UNWRITABLE",
+    errno.EMFILE: "FD_LIMIT",
+    errno.ENFILE: "FD_LIMIT",
+    errno.EIO: "IO_ERROR",
+    errno.ESTALE: "IO_ERROR",
+    errno.ETIMEDOUT: "IO_ERROR",
+    errno.ENOMEM: "OUT_OF_MEMORY",
+}
+# What torch says, of which only some has a class of its own; as Hugging Face's
+# accelerate recognises it (should_reduce_batch_size).
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "cudnn_status_not_supported",
+    "unable to allocate",
+)
+_SICK = (
+    "illegal memory access",
+    "device-side assert",
+    "uncorrectable ecc",
+    "unspecified launch failure",
+    "xid",
+    "cuda error",
+)
+
+
+def _code_of(error: BaseException) -> str:
+    for each in _chain(error):
+        if isinstance(each, GeounetError):
+            return each.code
+        if isinstance(each, OSError) and each.errno in _ERRNOS:
+            return _ERRNOS[each.errno]
+        text = str(each).lower()
+        if isinstance(each, MemoryError) or any(word in text for word in _NO_MEMORY):
+            return "OUT_OF_MEMORY"
+        if isinstance(each, RuntimeError) and any(word in text for word in _SICK):
+            return "DEVICE_SICK"
+    return "BUG"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
