@@ -204,7 +204,7 @@ _COMMENT = re.compile(r"(?:^|\s)#")
 
 def _list_line(path: str) -> str:
     """Return the line that names a path in a list file; a JSON string if it must be."""
-    plain = path.isprintable() and path == path.strip() and not path.startswith('"')
+    plain = path.isprintable() and path == path.strip()
     return path if plain and not _COMMENT.search(path) else json.dumps(path)
 
 

@@ -391,6 +391,8 @@ def hired(recipe: Recipe, output: Path) -> Iterator[tuple[Crew, Recipe]]:
             scheduler=recipe.scheduler,
             processes=lanes.processes,
             gpus=lanes.gpus,
+            # a worker that is ready for its first task is there for all of them
+            preload=("geounet.jobs",),
         ) as crew:
             probe.touch()
             try:

@@ -297,9 +297,8 @@ class Ledger:
                 self._prune()
                 self.flush()
                 with _speaking(self.path):
-                    self._db.execute(
-                        "PRAGMA busy_timeout = 1000"
-                    )  # a reader is no harm
+                    # a reader does no harm, and is not waited for as a writer is
+                    self._db.execute("PRAGMA busy_timeout = 1000")
                     self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         finally:
             self._db.close()
@@ -746,7 +745,7 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
     except LedgerError as error:
         if error.code != "LEDGER_UNWRITABLE":
             raise
-        if (log := _beside(path, "-wal")).exists():
+        if (log := _beside(path, "-wal")).exists() and log.stat().st_size:
             raise _trouble(
                 path,
                 "LEDGER_UNREADABLE",

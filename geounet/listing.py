@@ -674,7 +674,7 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
     Raises:
         ConfigError: it is not a table.
     """
-    guard = re.compile(r"\A'(?=[=+\-@\t\r])")
+    guard = re.compile(r"\A'(?='*[=+\-@\t\r\n])")
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         try:
             return [

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, Literal
@@ -312,7 +314,11 @@ def save_model(path: str | Path, network: UNet, card: Card) -> None:
 
 
 def select_bands(
-    card: Card, bands: Sequence[int] | None, *, available: Sequence[int]
+    card: Card,
+    bands: Sequence[int] | None,
+    *,
+    available: Sequence[int],
+    name: str = "the scene",
 ) -> tuple[int, ...]:
     """Return the 1-based scene bands to feed the model, checked against the scene.
 
@@ -320,6 +326,7 @@ def select_bands(
         card: of the model.
         bands: the bands asked for; the first ones of the scene if not given.
         available: the scene's bands that hold an image.
+        name: what to call the scene.
 
     Raises:
         ModelError: the scene has too few bands, or lacks one that was asked for.
@@ -328,11 +335,12 @@ def select_bands(
     wanted = f"model {card.name} wants {len(card.bands)} ({needed})"
     chosen = tuple(bands) if bands else tuple(available[: len(card.bands)])
     if bands and len(chosen) != len(card.bands):
-        raise ModelError(f"{len(chosen)} bands chosen; {wanted}", code="BANDS")
+        found = f"{len(chosen)} bands chosen of {name}"
+        raise ModelError(f"{found}; {wanted}", code="BANDS")
     if len(chosen) < len(card.bands) or not set(chosen) <= set(available):
         count = len(available)
         raise ModelError(
-            f"the scene has {count} image band{'s' * (count != 1)}; {wanted}"
+            f"{name} has {count} image band{'s' * (count != 1)}; {wanted}"
             + (f", taken from {', '.join(map(str, chosen))}" if bands else "")
             + "; choose others with --bands",
             code="BANDS",
@@ -341,11 +349,18 @@ def select_bands(
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a model file as hex.
+    """Return the sha256 of a model file as hex; one that has not changed is read once.
 
     Raises:
         ModelError: it cannot be read.
     """
+    with _readable(path) as file:
+        found = os.fstat(file.fileno())
+    return _sha256_of(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _sha256_of(path: Path, _size: int, _mtime_ns: int) -> str:
     with _readable(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -42,6 +42,8 @@ PREFERRED: Mapping[Prefer, str] = {"newest": "newest", "certain": "most certain"
 _SAID = (Column("chosen", TEXT), Column("merged_from", TEXT))
 _SLIVER = 0.5
 """Of a pixel: what is less is not kept of what was cut."""
+_RIM = 0.8
+"""Pixels: what is no wider beyond another scene's edge is a rim."""
 _TOUCH = 0.01
 """Of a pixel: what is less was not cut."""
 
@@ -255,7 +257,8 @@ class Rule(Protocol):
         """Return (m, 4) which of one scene may be one with which of earlier ones.
 
         Returns:
-            A new piece, its end, an old piece, its end; ends of lines only, else 0.
+            A new piece and something about it, an old piece and the same about that: of
+            lines the end, of objects whether most of it is part of the other, else 0.
         """
 
     def settled(self, pieces: Pieces, links: Ints) -> Chosen:
@@ -329,16 +332,17 @@ class Objects:
         mosaic = self.mosaic
         one, other = _pairs(mosaic, new, old, self.reach)
         first, second = new.take(one), old.take(other)
-        views = [self._view(first, second.scene), self._view(second, first.scene)]
+        here = self._view(first, second.scene)
+        there = self._view(second, first.scene)
         pixel = mosaic.pair_pixels(first.scene, second.scene)
-        linked = same_objects(*views, pixel)
-        halves = ~linked & np.logical_and.reduce(
-            [view.cut & (2 * view.seen < shapely.area(view.shapes)) for view in views]
+        same = same_objects(here, there, pixel)
+        halves = here.cut & there.cut & ~here.mostly() & ~there.mostly()
+        (apart,) = np.nonzero(halves & ~same.linked)
+        same.linked[apart] = share_border(
+            here.shapes[apart], there.shapes[apart], pixel[apart], self.reach
         )
-        (maybe,) = np.nonzero(halves)
-        shapes = [view.shapes[maybe] for view in views]
-        linked[maybe] = share_border(*shapes, pixel=pixel[maybe], reach=self.reach)
-        return _ended(one[linked], other[linked])
+        links = np.stack([one, same.first_covered, other, same.second_covered], axis=1)
+        return links[same.linked]
 
     def _view(self, pieces: Pieces, others: Ints) -> Views:
         return Views(
@@ -350,7 +354,7 @@ class Objects:
     def settled(self, pieces: Pieces, links: Ints) -> Chosen:
         """Keep the best of what is one object, and join what no scene saw whole."""
         liking = self._liking(pieces)
-        order = np.lexsort((liking, self._cut(pieces)))
+        order = np.lexsort((liking, self._rests(pieces, links)))
         pieces, liking, links = pieces.take(order), liking[order], _moved(links, order)
         beside = _neighbours(links)
         groups = self._kept(pieces, beside)
@@ -370,6 +374,15 @@ class Objects:
             [[]] * len(alone) + [pieces.scene[group].tolist() for group in several],
             len(pieces) - len(kept),
         )
+
+    def _rests(self, pieces: Pieces, links: Ints) -> Bools:
+        """Return (n,) what was cut, and is mostly part of something that is whole."""
+        cut = self._cut(pieces)
+        rests = np.zeros(len(pieces), bool)
+        for here, covered, there in ((0, 1, 2), (2, 3, 0)):
+            part = cut[links[:, here]] & ~cut[links[:, there]] & (links[:, covered] > 0)
+            rests[links[part, here]] = True
+        return rests
 
     def _kept(
         self, pieces: Pieces, beside: Mapping[int, Sequence[int]]
@@ -421,8 +434,8 @@ class Objects:
         rest = shapely.difference(
             pieces.geometry[piece], self._ground(pieces.scene[list(before)])
         )
-        half = self.mosaic.pixels[pieces.scene[piece]] / 2
-        return not shapely.is_empty(shapely.buffer(rest, -half, join_style="mitre"))
+        rim = _RIM * self.mosaic.pixels[pieces.scene[piece]]
+        return not shapely.is_empty(shapely.buffer(rest, -rim / 2, join_style="mitre"))
 
     def _ground(self, scenes: Ints) -> shapely.Geometry:
         return shapely.union_all(self.mosaic.grounds[np.unique(scenes)])
@@ -434,7 +447,11 @@ class Objects:
             ground = self._ground(pieces.scene[:at])
             shapes[at] = shapely.difference(shapes[at], ground)
         pairs = np.transpose(np.triu_indices(len(pieces), 1))
-        return _whole(self.mosaic, pieces, shapes, pairs, self.reach)
+        whole = _whole(self.mosaic, pieces, shapes, pairs, self.reach)
+        if _parts(whole.geometry)[0] == 1:
+            return whole
+        # they do not meet at the seam, but where both scenes looked
+        return _whole(self.mosaic, pieces, pieces.geometry, pairs, self.reach)
 
 
 # Areas ----------------------------------------------------------------------------
@@ -447,7 +464,7 @@ class Areas:
     mosaic: Mosaic
     layout: ClassVar[Layout] = POLYGONS._replace(columns=(*POLYGONS.columns, *_SAID))
     keeps_groups: ClassVar[bool] = False
-    reach: ClassVar[float] = 0.5
+    reach: ClassVar[float] = 0.25
     """Pixels between two sides of a seam."""
 
     def met(self, pieces: Pieces) -> Pieces:

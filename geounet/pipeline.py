@@ -252,9 +252,10 @@ def abandon(work: Plan, error: BaseException) -> None:
     ended = not isinstance(error, Exception) or isinstance(error, Interrupted)
     if ended or failure_of(error).code in RESUMABLE:
         with contextlib.suppress(OSError):
-            if parts_of(work).strip(work.receipt.name):
-                return
-    shutil.rmtree(work.staging, ignore_errors=True)
+            if not parts_of(work).strip(work.receipt.name):
+                discard(work.staging)
+    else:
+        discard(work.staging)
 
 
 def finish(
@@ -415,11 +416,23 @@ def stagings(work: Plan) -> list[Path]:
     return sorted(path for path in there if ours.fullmatch(path.name))
 
 
-def _supersede(folder: Path, work: Plan) -> None:
-    """Remove a staging folder, but for the receipt that says that it was published.
+def discard(staging: Path) -> None:
+    """Remove a staging folder; of one that was being published all but the receipt.
 
-    Without it, nobody would know whose the files are that had their places already.
+    Without it nobody would know whose the outputs are that have their places already.
     """
+    stem = re.sub(_STAGING + r"\Z", "", staging.name[1:])
+    receipt = staging / f"{stem}.json"
+    if not receipt.exists() or (staging.parent / receipt.name).exists():
+        shutil.rmtree(staging, ignore_errors=True)
+        return
+    for path in staging.iterdir():
+        if path != receipt:
+            path.unlink(missing_ok=True)
+
+
+def _supersede(folder: Path, work: Plan) -> None:
+    """Remove another plan's staging folder, but keep the receipt as `discard` does."""
     with contextlib.suppress(FileNotFoundError):
         os.replace(folder / work.receipt.name, work.staging / work.receipt.name)
     shutil.rmtree(folder, ignore_errors=True)
@@ -496,8 +509,8 @@ def check_unchanged(work: Plan, cause: Exception | None = None) -> None:
 def sweep_staging(folder: Path, keep: Collection[Path] = ()) -> int:
     """Remove what runs that were killed have left below an output folder.
 
-    That is folders of staged parts and files that were half written, known by their
-    names. None may be in use.
+    That is folders of staged parts, as `discard` removes them, and files that were half
+    written, all known by their names. None may be in use.
 
     Args:
         folder: searched with all folders below it.
@@ -511,8 +524,8 @@ def sweep_staging(folder: Path, keep: Collection[Path] = ()) -> int:
         stale = [n for n in folders if re.fullmatch(r"\..+" + _STAGING, n, re.DOTALL)]
         folders[:] = [name for name in folders if name not in stale]
         for path in (Path(here, name) for name in stale):
-            if path not in keep:
-                shutil.rmtree(path, ignore_errors=True)
+            if path not in keep and not path.is_symlink():
+                discard(path)
                 removed += 1
         for name in filter(_PARTIAL.fullmatch, files):
             with contextlib.suppress(OSError):

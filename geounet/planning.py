@@ -340,11 +340,17 @@ def plan(
         max_pixels=recipe.max_pixels,
     )
     check_colors(opened)
-    bands = select_bands(card, recipe.bands, available=opened.image_bands)
+    bands = select_bands(
+        card,
+        recipe.bands,
+        available=opened.image_bands,
+        name=printable(opened.path.name),
+    )
     check_values(opened, card, recipe)
     working = fit_ground_size(opened, card, allow=recipe.allow_gsd)
     engine = make_engine(model, recipe)
-    network = card.network()
+    with torch.device("meta"):  # its layout alone: no weights are made
+        network = card.network()
     grid = lay_grid(working, recipe, stride=network.stride, halo=network.halo)
     blocks = grid.blocks(max(1, LARGEST_CORE // max(grid.core_shape)))
     made_from = {

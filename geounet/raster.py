@@ -34,14 +34,14 @@ import threading
 import uuid
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 import numba
 import numpy as np
@@ -427,7 +427,7 @@ class Scene:
         rows = _mirrored(*window.ranges[0], self.height)
         cols = _mirrored(*window.ranges[1], self.width)
         inner = range(rows.min(), rows.max() + 1), range(cols.min(), cols.max() + 1)
-        with _gdal("read", self.path, short=self._short), self._opened() as src:
+        with _gdal("read", self.path), self._opened() as src:
             read = self._read_resampled if self.resampled else self._read_source
             pixels, valid = read(src, *inner, bands)
         if window.ranges == tuple((span.start, span.stop) for span in inner):
@@ -448,15 +448,6 @@ class Scene:
                     f"if it is one, run gdal_edit.py -colorinterp_{band} undefined",
                     code="BANDS",
                 )
-
-    def _short(self) -> str:
-        """Return the code for a file that gave fewer bytes than were asked of it.
-
-        If it has them all, it was the disk or the network that lost them.
-        """
-        with _open_quietly(self.path, self.driver) as src:
-            _check_complete(src, self.path, blocks=None)
-        return "IO_ERROR"
 
     def _opened(self) -> DatasetReader:
         unplaced = self.source_transform == Affine.identity() or self.sidecars
@@ -900,7 +891,12 @@ _WORDS_OF_INPUT = (
     ("bytes at offset", "CORRUPT_BLOCK"),
     ("read failed", "CORRUPT_BLOCK"),
 )
-_SHORT_READ = re.compile(r"got \d+ bytes, expected|cannot read \d+ bytes at offset")
+_SHORT_READ = re.compile(
+    r"band (?P<band>\d+): ireadblock failed at x offset (?P<col>\d+), y offset "
+    r"(?P<row>\d+).*got \d+ bytes, expected (?P<expected>\d+)"
+    r"|cannot read (?P<size>\d+) bytes at offset (?P<offset>\d+)",
+    re.DOTALL,
+)
 
 
 def code_of_output(error: BaseException) -> str:
@@ -919,8 +915,27 @@ def _code_of_input(error: BaseException, path: Path) -> str:
         _first_bytes(path)  # GDAL may have kept to itself what is the matter
     except OSError as now:
         return _INPUT_CODES.get(now.errno or 0, RasterError.usual_code)
+    if short := _SHORT_READ.search(text):
+        # the disk or the network lost what the file has
+        return "IO_ERROR" if _has_bytes(path, short) else "TRUNCATED"
     found = next((code for words, code in _WORDS_OF_INPUT if words in text), "")
     return found or RasterError.usual_code
+
+
+def _has_bytes(path: Path, short: re.Match[str]) -> bool:
+    """Tell whether a TIFF has the bytes of which GDAL got too few."""
+    with contextlib.suppress(*_WHAT_A_BAD_HEADER_RAISES):
+        return _end_of(path, short) <= path.stat().st_size
+    return False
+
+
+def _end_of(path: Path, short: re.Match[str]) -> int:
+    """Return where the bytes end of which GDAL got too few."""
+    if short["offset"]:
+        return int(short["offset"]) + int(short["size"])
+    block = (int(short[name]) for name in ("band", "row", "col"))
+    with _env(), _open_quietly(path, "GTiff") as src:
+        return _block_place(src, *block)[0] + int(short["expected"])
 
 
 def _code_in(error: BaseException, text: str, codes: Mapping[int, str]) -> str | None:
@@ -955,18 +970,8 @@ def _gdal(
     verb: str,
     path: Path,
     raised: tuple[type[BaseException], ...] = _WHAT_GDAL_RAISES,
-    *,
-    short: Callable[[], str] | None = None,
 ) -> Iterator[None]:
-    """Run the body under our GDAL settings; turn what it raises into a RasterError.
-
-    Args:
-        verb: what the body does.
-        path: the file that it does it to.
-        raised: what becomes a RasterError.
-        short: gives the code, or raises a RasterError, if the file gave fewer bytes
-            than were asked of it.
-    """
+    """Run the body under our GDAL settings; turn what it raises into a RasterError."""
     try:
         with _env():
             yield
@@ -974,10 +979,21 @@ def _gdal(
         raise
     except raised as error:
         code = _code_of_input(error, path)
-        if code == "CORRUPT_BLOCK" and short and _SHORT_READ.search(_text_of(error)):
-            with _gdal("open", path):
-                code = short()
-        raise RasterError(_cannot(verb, path, error), code=code) from error
+        logger.debug("what GDAL raised", exc_info=error)
+        _raise_alone(RasterError(_cannot(verb, path, error), code=code))
+
+
+def _raise_alone(ours: RasterError) -> NoReturn:
+    """Raise an error without the one that is being handled.
+
+    Dask cannot send those of rasterio from a worker (they do not survive pickling as
+    tblib does it), and would send a bare `Exception` in place of ours.
+    """
+    try:
+        raise ours
+    except RasterError:
+        ours.__context__ = None
+        raise
 
 
 def _env() -> rasterio.Env:
@@ -1228,15 +1244,8 @@ def _tell_of_others(src: DatasetReader, path: Path) -> None:
         )
 
 
-def _check_complete(
-    src: DatasetReader, path: Path, blocks: int | None = _BLOCKS_LOOKED_AT
-) -> None:
-    """Compare where blocks end with the file's size.
-
-    Args:
-        src: the open file.
-        path: its path.
-        blocks: how many to look at, of which the last is one; None for all.
+def _check_complete(src: DatasetReader, path: Path) -> None:
+    """Compare where blocks end, the last and some before it, with the file's size.
 
     Raises:
         RasterError: the file is shorter than its own directory says.
@@ -1246,10 +1255,10 @@ def _check_complete(
     rows, cols = src.block_shapes[0]
     across, down = -(-src.width // cols), -(-src.height // rows)
     last = across * down - 1
-    step = max(1, last // blocks) if blocks else 1
-    looked_at = itertools.chain(range(0, last, step), (last,))
+    step = max(1, last // _BLOCKS_LOOKED_AT)
+    looked_at = {*range(0, last, step), last}
     ends = (
-        _block_end(src, band, *divmod(i, across))
+        sum(_block_place(src, band, *divmod(i, across)))
         for i in looked_at
         for band in {1, src.count}
     )
@@ -1262,13 +1271,13 @@ def _check_complete(
         )
 
 
-def _block_end(src: DatasetReader, band: int, row: int, col: int) -> int:
-    """Return the file offset after a block, 0 if it is not stored (sparse)."""
+def _block_place(src: DatasetReader, band: int, row: int, col: int) -> tuple[int, int]:
+    """Return offset and size of a block in its file, 0 if it is not there (sparse)."""
     offset, size = (
         src.get_tag_item(f"BLOCK_{what}_{col}_{row}", "TIFF", band)
         for what in ("OFFSET", "SIZE")
     )
-    return int(offset or 0) + int(size or 0) if offset else 0
+    return (int(offset), int(size or 0)) if offset else (0, 0)
 
 
 def parse_crs(text: str) -> CRS:
@@ -1299,7 +1308,9 @@ class _Told:
 
     @classmethod
     def by(cls, src: DatasetReader) -> Self:
-        return cls(crs=src.crs, transform=src.transform, nodata=src.nodatavals)
+        # of a pixel size without a place GDAL makes a transform, and says it is none
+        transform = src.transform if _is_placed(src) else Affine.identity()
+        return cls(crs=src.crs, transform=transform, nodata=src.nodatavals)
 
     @property
     def placed(self) -> bool:
@@ -1313,6 +1324,13 @@ class _Told:
             transform=self.transform if self.placed else other.transform,
             nodata=other.nodata if none else self.nodata,
         )
+
+
+def _is_placed(src: DatasetReader) -> bool:
+    with _QUIET, warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always", NotGeoreferencedWarning)
+        src.read_transform()
+    return not complaints
 
 
 def _told(
@@ -1359,6 +1377,10 @@ def _georeferencing(src: DatasetReader) -> tuple[Path, ...]:
     )
 
 
+_FARTHEST = 1e8
+"""Coordinates that no place on Earth has, in metres, in feet or in degrees."""
+
+
 def _check_georeferenced(src: DatasetReader, path: Path, told: _Told) -> None:
     """Refuse what cannot be placed on the ground.
 
@@ -1377,7 +1399,8 @@ def _check_georeferenced(src: DatasetReader, path: Path, told: _Told) -> None:
             "with gdal_translate -a_srs EPSG:... -a_ullr LEFT TOP RIGHT BOTTOM",
             code="NO_GEOREF",
         )
-    if not math.isfinite(sum(transform[:6])) or transform.determinant == 0:
+    ends = (*(transform * (0, 0)), *(transform * (src.width, src.height)))
+    if not max(map(abs, ends)) < _FARTHEST or transform.determinant == 0:
         raise CRSError(
             f"{name}: has an impossible geotransform {transform[:6]}", code="NO_GEOREF"
         )

@@ -62,6 +62,7 @@ def connect(
     scheduler: str | None = None,
     processes: bool = False,
     gpus: Sequence[str] = (),
+    preload: Sequence[str] = (),
 ) -> Iterator[Client]:
     """Give a Dask client: threads of this process, local processes, or a cluster.
 
@@ -74,6 +75,7 @@ def connect(
             costs one of them and not the run.
         gpus: the GPUs to use, by the names that ``CUDA_VISIBLE_DEVICES`` knows them
             by: each gets a process that sees no other. For local processes.
+        preload: modules that local processes import before they take a task.
 
     Raises:
         ConnectionError: nothing answers at ``scheduler``, or it has no workers.
@@ -121,6 +123,7 @@ def connect(
                 # a process that takes more than its share is ended before the system
                 # ends another one; threads of this one cannot be
                 memory_limit=available_memory() // max(1, workers) if processes else 0,
+                preload=list(preload),
             ) as cluster,
             Client(cluster) as client,
         ):
@@ -230,6 +233,7 @@ class Crew:
 
     def __init__(self, client: Client, *, local: bool) -> None:
         self._client, self._local = client, local
+        self._hired = len(client.nthreads())
         self._ended: SimpleQueue[str] = SimpleQueue()
         self._live: dict[str, Future[Any]] = {}
         self._counted = 0.0
@@ -250,9 +254,18 @@ class Crew:
         now = time.monotonic()
         if now - self._counted > CENSUS:
             with contextlib.suppress(OSError, TimeoutError):
-                self._lanes = sum(self._client.nthreads().values())
+                threads = self._client.nthreads()
+                self._lanes = sum(threads.values())
+                if self._local and len(threads) < self._hired:
+                    self._restaff()
             self._counted = now
         return max(1, self._lanes)
+
+    def _restaff(self) -> None:
+        """Hire anew where a process died so early that its nanny gave up."""
+        cluster: Any = self._client.cluster
+        if len(cluster.workers) < self._hired:
+            cluster.scale(self._hired)
 
     @property
     def staffed(self) -> bool:
@@ -303,6 +316,7 @@ class Crew:
         """End a worker's process; another takes its place, unless ``for_good``."""
         with contextlib.suppress(OSError, TimeoutError, ValueError, KeyError):
             if for_good:
+                self._hired -= 1
                 self._client.retire_workers([worker], close_workers=True)
             else:
                 self._client.restart_workers([worker], timeout=PATIENCE)
@@ -342,13 +356,18 @@ def employed(
     scheduler: str | None = None,
     processes: bool = True,
     gpus: Sequence[str] = (),
+    preload: Sequence[str] = (),
 ) -> Iterator[Crew]:
     """Give a crew: of processes of this machine, of threads, or of a cluster.
 
     See `connect` for the arguments and what is raised.
     """
     with connect(
-        workers=workers, scheduler=scheduler, processes=processes, gpus=gpus
+        workers=workers,
+        scheduler=scheduler,
+        processes=processes,
+        gpus=gpus,
+        preload=preload if processes else (),
     ) as client:
         from geounet.shield import Shield
 

@@ -24,6 +24,8 @@ SAME = 0.3
 """Two features are one object if they share as much of the smaller one."""
 _GRAIN = 1 / 1024
 """Of a pixel: to which what is joined is rounded, so that no slit is left."""
+_UNSEEN = 0.05
+"""Pixels by which an edge may stray, as where a file's last decimal bends it."""
 _HALF = 0.5
 
 End: TypeAlias = tuple[int, int]
@@ -58,27 +60,54 @@ class Views(NamedTuple):
     cut: Bools
     """(m,) whether the edge of their scene has cut them."""
 
+    def mostly(self) -> Bools:
+        """Return (m,) whether the other scene saw most of their ground."""
+        mostly: Bools = self.seen >= _HALF * shapely.area(self.shapes)
+        return mostly
 
-def same_objects(one: Views, other: Views, pixel: Floats) -> Bools:
-    """Return (m,) whether pairs of polygons of two scenes are one object.
 
-    They are if they share `SAME` of the smaller one, as far as both scenes looked: of
-    what a scene's edge has cut, only what the other saw can be compared. What is left
-    at an edge may be a pixel wide, and a pixel off.
+class Same(NamedTuple):
+    """Which of m pairs are one object."""
+
+    linked: Bools
+    """(m,)"""
+    first_covered: Bools
+    """(m,) whether the second covers most of the first, as far as its scene looked."""
+    second_covered: Bools
+    """(m,) the reverse."""
+
+
+def same_objects(one: Views, other: Views, pixel: Floats) -> Same:
+    """Find pairs of polygons of two scenes that are one object.
+
+    They are if they share `SAME` of the smaller one. Of two that their scenes' edges
+    have cut, only what both scenes saw is compared. What is left of a thing at an edge
+    may be a pixel wide, and a pixel off.
 
     Args:
         one: the first of each pair.
         other: the second.
         pixel: (m,) its side.
     """
-    swollen = [
-        np.where(against.cut, shapely.buffer(view.shapes, pixel), view.shapes)
-        for view, against in ((one, other), (other, one))
+    common = shapely.area(
+        shapely.intersection(_swollen(one, other, pixel), _swollen(other, one, pixel))
+    )
+    both = one.cut & other.cut
+    sizes = [
+        np.where(both, _told(view, pixel), shapely.area(view.shapes))
+        for view in (one, other)
     ]
-    common = shapely.area(shapely.intersection(*swollen))
-    smaller = np.minimum(_told(one, pixel), _told(other, pixel))
-    result: Bools = common >= SAME * smaller
-    return result
+    linked = (common > 0) & (common >= SAME * np.minimum(*sizes))
+    return Same(linked, *(linked & (common >= _HALF * v.seen) for v in (one, other)))
+
+
+def _swollen(view: Views, against: Views, pixel: Floats) -> Geometries:
+    """Return (m,) polygons, by a pixel larger where the other's is a rest of something.
+
+    Where the scene saw nothing of the other, nothing of it is missing here.
+    """
+    rest = against.cut & against.mostly()
+    return np.where(rest, shapely.buffer(view.shapes, pixel), view.shapes)
 
 
 def _told(view: Views, pixel: Floats) -> Floats:
@@ -105,8 +134,15 @@ def share_border(
     )
     along = shapely.intersection(edges, shapely.buffer(others, near, quad_segs=4))
     # what meets at a corner is near it on two sides
-    result: Bools = shapely.length(along) > 2 * near + _HALF * pixel
-    return result
+    return _longest(along) > 2 * near + _HALF * pixel
+
+
+def _longest(lines: Geometries) -> Floats:
+    """Return (m,) lengths of the longest stretch of lines in any number of pieces."""
+    parts, owner = shapely.get_parts(shapely.line_merge(lines), return_index=True)
+    longest = np.zeros(len(lines))
+    np.maximum.at(longest, owner, shapely.length(parts))
+    return longest
 
 
 def _strips(one: Geometries, other: Geometries, margin: Floats) -> Geometries:
@@ -137,9 +173,8 @@ def united(
     """
     one, other = pieces[pairs].T
     bridges = _closed(one, other, reach * pixel)
-    grain = _GRAIN * pixel
-    whole = shapely.union_all([*pieces, *bridges], grid_size=grain)
-    return shapely.simplify(whole, grain)  # no vertex is left on a seam
+    whole = shapely.union_all([*pieces, *bridges], grid_size=_GRAIN * pixel)
+    return shapely.simplify(whole, _UNSEEN * pixel)  # what was cut has no vertex there
 
 
 def _closed(one: Geometries, other: Geometries, gap: float) -> Geometries:

@@ -13,7 +13,10 @@ from geounet.archive import BOOKS, LEDGER
 from geounet.ledger import Ledger
 from tests.scenes import textured
 
-VOLATILE = {"geounet:seconds", "datetime", "geounet:versions"}
+VOLATILE = {
+    *("geounet:seconds", "datetime", "geounet:versions"),
+    *("workers", "processes", "scheduler"),
+}
 """What a receipt says of the run and not of the result."""
 
 

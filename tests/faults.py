@@ -20,6 +20,7 @@ the same in every child, if the job is: N = 1, 2, ... goes through all of them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -177,7 +178,7 @@ class Shim:
 
         Args:
             argv: its arguments.
-            folder: calls on files below it count.
+            folder: as in `Server.do`.
             fault: as in `Server.do`, but no power cut.
             calls: as in `Server.do`.
             env: more of the environment.
@@ -197,7 +198,12 @@ class Shim:
     def trial(self, status: int, outcome: dict[str, Any], stderr: str) -> Trial:
         """Put what was noted to what became of a job."""
         words = np.fromfile(self.state, np.int64)
-        lines = self.log.read_text("utf-8", "surrogateescape").splitlines()
+        # of a limit on the size of files the log is no exception: the last line is cut
+        lines = [
+            line
+            for line in self.log.read_text("utf-8", "surrogateescape").split("\n")
+            if line.count("\t") == 3
+        ]
         return Trial(
             status=status,
             outcome=outcome,
@@ -212,7 +218,7 @@ class Shim:
         )
 
     @contextmanager
-    def server(self, folder: Path) -> Iterator[Server]:
+    def server(self) -> Iterator[Server]:
         """Start a process that forks a child for each job; see `Server`."""
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults", str(self.library), str(self.notes)],
@@ -223,7 +229,7 @@ class Shim:
                 "OMP_NUM_THREADS": "1",
                 "OPENBLAS_NUM_THREADS": "1",
                 "GEOUNET_FAULT_GRAVE": str(self.grave),
-                **self.environment(folder),
+                **self.environment(self.notes),
             },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -251,12 +257,19 @@ class Server:
         return self._order(warm=True, job=job, arguments=arguments)
 
     def do(
-        self, job: str, *, fault: str = "", calls: Sequence[str] = (), **arguments: Any
+        self,
+        job: str,
+        *,
+        folder: Path,
+        fault: str = "",
+        calls: Sequence[str] = (),
+        **arguments: Any,
     ) -> Trial:
         """Do a job in a child that suffers a fault.
 
         Args:
             job: a function, as ``module:name``; it takes and returns what JSON can say.
+            folder: calls on files below it count.
             fault: what it suffers; nothing is only counted. After a job that ends
                 before its power cut, the power is cut.
             calls: the kinds that count; all that write if none are named.
@@ -266,6 +279,7 @@ class Server:
         trial = self._order(
             warm=False,
             job=job,
+            folder=str(folder.resolve()),
             fault=f"KILL@{number}" if kind in POWER_CUTS else fault,
             calls=",".join(calls),
             arguments=arguments,
@@ -374,7 +388,9 @@ def forked(order: Mapping[str, Any], shim: ctypes.CDLL, notes: Path) -> list[Any
         handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-        if shim.shim_arm(order["fault"].encode(), order["calls"].encode()):
+        os.environ["GEOUNET_FAULT_DIR"] = order["folder"]  # for processes it starts
+        armed = [order[key].encode() for key in ("folder", "fault", "calls")]
+        if shim.shim_arm(*armed):
             os._exit(97)
         text = json.dumps(attempt(order))
         outcome.write_text(text)
@@ -391,6 +407,8 @@ def wait(child: int) -> int | None:
     while time.monotonic() < give_up:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
+            with contextlib.suppress(ProcessLookupError):  # what it started ends, too
+                os.killpg(child, signal.SIGKILL)
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.002)
     os.killpg(child, signal.SIGKILL)
@@ -401,9 +419,15 @@ def wait(child: int) -> int | None:
 # --- jobs ---------------------------------------------------------------------------
 
 
-def publish(folder: str) -> None:
+def load(*, modules: Sequence[str]) -> None:
+    """Import modules."""
+    for module in modules:
+        importlib.import_module(module)
+
+
+def publish(place: str) -> None:
     """Replace a file as the textbook says, then another without any fsync."""
-    here = Path(folder)
+    here = Path(place)
     with (here / "new").open("wb") as file:
         file.write(b"2")
         file.flush()
@@ -451,6 +475,18 @@ def run_scene_serially(
     else:
         done = execute(work, run=one_by_one, overwrite=overwrite)
     return {role: str(path) for role, path in done.outputs.items()}
+
+
+def run_batch(archive: str, output: str, **options: Any) -> dict[str, Any]:
+    """`geounet.archive.run_archive`, which does not wait before it tries again."""
+    from unittest.mock import patch
+
+    from geounet.archive import run_archive
+
+    with patch("geounet.recovery.BACKOFF", (0.0, 0.0, 0.0)):
+        summary = run_archive(archive, output, **options)
+    stopped = summary.stopped_by.code if summary.stopped_by else ""
+    return {"exit_code": summary.exit_code, "left": summary.left, "stopped": stopped}
 
 
 if __name__ == "__main__":

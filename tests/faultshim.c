@@ -84,7 +84,7 @@ static void note(int64_t number, const char *what, const char *path, const char 
 
 /* Arms a fault from now on, and counts from 0: for a process that has long begun.
  * Returns 0, or -1 if the fault or a kind has no such name. */
-int shim_arm(const char *fault, const char *calls)
+int shim_arm(const char *where, const char *fault, const char *calls)
 {
     static const struct { const char *name; int mode, error, halved; } FAULTS[] = {
         {"ENOSPC", FAIL, ENOSPC, 0}, {"EDQUOT", FAIL, EDQUOT, 0},
@@ -92,6 +92,7 @@ int shim_arm(const char *fault, const char *calls)
         {"KILL", KILL, 0, 0},        {"KILLPG", KILLPG, 0, 0},
     };
     char kinds[256], *rest, *name;
+    snprintf(folder, sizeof folder, "%s", where ? where : "");
     state->mode = COUNT;
     state->counted = calls && *calls ? 0 : ALL_THAT_WRITE;
     snprintf(kinds, sizeof kinds, "%s", calls ? calls : "");
@@ -125,8 +126,8 @@ int shim_arm(const char *fault, const char *calls)
 
 __attribute__((constructor)) static void begin(void)
 {
-    const char *name = getenv("GEOUNET_FAULT_DIR");
-    snprintf(folder, sizeof folder, "%s", name ? name : "");
+    const char *where = getenv("GEOUNET_FAULT_DIR"), *name;
+    snprintf(folder, sizeof folder, "%s", where ? where : "");
     if ((name = getenv("GEOUNET_FAULT_STATE"))) {
         int file = (int)syscall(SYS_openat, AT_FDCWD, name, O_RDWR | O_CLOEXEC);
         void *shared = mmap(NULL, sizeof *state, PROT_READ | PROT_WRITE, MAP_SHARED,
@@ -144,7 +145,7 @@ __attribute__((constructor)) static void begin(void)
     grave = getenv("GEOUNET_FAULT_GRAVE");
     if (state->mode || state->calls)
         return; /* not the first process */
-    if (shim_arm(getenv("GEOUNET_FAULT"), getenv("GEOUNET_FAULT_CALLS"))) {
+    if (shim_arm(where, getenv("GEOUNET_FAULT"), getenv("GEOUNET_FAULT_CALLS"))) {
         static const char said[] = "faultshim: no such fault, or kind of call\n";
         syscall(SYS_write, 2, said, sizeof said - 1);
         _exit(97);

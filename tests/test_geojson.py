@@ -156,9 +156,15 @@ def test_a_column_keeps_its_type() -> None:
         Numbers("number", np.array([2.0, np.nan]), 2),
         Numbers("whole", np.array([-(2**62), 7])),
         Numbers("truth", np.array([True, False])),
+        Numbers("text", np.array(["Ä", None], object)),
+        Numbers("other", np.array(["", 'Ä"'], object)),
     )
-    assert '"number":2.0,"whole":-4611686018427387904,"truth":true' in text
-    assert '"number":null,"whole":7,"truth":false' in text
+    whole = (
+        '"number":2.0,"whole":-4611686018427387904,"truth":true,"text":"Ä","other":""}'
+    )
+    assert whole in text
+    empty = '"number":null,"whole":7,"truth":false,"text":null,"other":"Ä\\""}'
+    assert empty in text
 
 
 @given(st.text(), st.none() | st.text())

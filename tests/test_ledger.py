@@ -195,7 +195,7 @@ def test_names_come_back_as_the_disk_has_them(book: Ledger, path: str) -> None:
     finish(book, row.id, outputs={f"{stem}_mask.tif": 1})
     assert book.get(row.id).outputs == {f"{stem}_mask.tif": 1}
     book.failed(row.id, state="failed", code="X", message=path, seconds=0, worker=path)
-    assert book.get(row.id).message.encode()
+    assert book.get(row.id).message == path.replace("\udce4", "\\udce4")
 
 
 def test_a_name_that_no_disk_has_is_kept_as_words(book: Ledger) -> None:
@@ -447,13 +447,13 @@ def test_only_the_latest_events_and_runs_are_kept(
     monkeypatch.setattr(ledgers, "PRUNED_EVERY", 20)
     path = tmp_path / "ledger.sqlite"
     with Ledger.open(path) as ledger:
-        for number in range(500):
+        for number in range(510):
             ledger.event("part", ms=number)
         assert len(list(ledger.events())) <= 70
         for _ in range(20):
             last = ledger.begin_run(["batch"], {}, {})
     with Ledger.open(path) as ledger:
-        assert [event.ms for event in ledger.events()] == list(range(450, 500))
+        assert [event.ms for event in ledger.events()] == list(range(460, 510))
         assert ledger._one("SELECT count(*) FROM run")[0] == 5
         assert last == 20
 
@@ -511,7 +511,29 @@ def test_a_reader_does_not_keep_a_batch_from_its_end(tmp_path: Path) -> None:
         next(rows)
         began = time.monotonic()
     assert time.monotonic() - began < 5
+    assert reader.counts()["found"] == 2000
     reader.close()
+    assert Path(f"{path}-wal").stat().st_size == 0  # which a reader cannot remove
+
+
+def test_a_reader_that_looks_on_keeps_a_batch_from_its_end_for_a_second(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with Ledger.open(path) as ledger:
+        ledger.begin_run(["batch"], {}, {})
+        ledger.end_run(0, {})
+        looking = other(ledger)
+        looking.execute("BEGIN")
+        assert looking.execute("SELECT count(*) FROM run").fetchone()[0] == 1
+        ledger.end_run(1, {})
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    looking.close()
+    with Ledger.open(path) as ledger:
+        last = ledger.last_run()
+        assert last is not None
+        assert last.exit_code == 1
 
 
 def test_a_reader_writes_nothing(book: Ledger) -> None:
@@ -582,6 +604,8 @@ def test_a_folder_that_cannot_be_written_can_be_read(open_folder: Path) -> None:
     with Ledger.open(open_folder / "ledger.sqlite") as ledger:
         ledger.begin_run(["batch"], {}, {})
         ledger.enlist(map(decision, range(3)))
+    assert read_as_nobody(open_folder) == "3"
+    Path(f"{open_folder}/ledger.sqlite-wal").touch()  # as a reader may leave it
     assert read_as_nobody(open_folder) == "3"
 
 
@@ -740,6 +764,14 @@ def test_a_locked_ledger_is_waited_for_and_then_said_to_be(
     thief.execute("ROLLBACK")
     thief.close()
     book.started(1, alone=False)
+
+
+def test_scenes_are_enlisted_together_or_not_at_all(book: Ledger) -> None:
+    wrong: Any = object()
+    with pytest.raises(sqlite3.ProgrammingError):
+        book.enlist([decision(1), decision(2, identity=wrong)])
+    book.enlist([decision(3)])
+    assert [row.path for row in book.scenes()] == [decision(3).path]
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(book: Ledger) -> None:

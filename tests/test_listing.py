@@ -409,8 +409,8 @@ def test_names_survive_every_kind_of_report(tmp_path: Path, out: Path) -> None:
 def test_a_cell_that_was_guarded_from_spreadsheets_is_itself_again(
     tmp_path: Path, out: Path
 ) -> None:
-    row = ROWS[0] | {"stem": "'+a", "folder": "'=x"}
-    assert names_in(report(tmp_path / "scenes.csv", [row]), out) == {"a.tif": "=x/+a"}
+    row = ROWS[0] | {"stem": "'+a", "folder": "''=x"}
+    assert names_in(report(tmp_path / "scenes.csv", [row]), out) == {"a.tif": "'=x/+a"}
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,22 @@
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from geounet.errors import ModelError
+from geounet.errors import ConfigError, ModelError
+from geounet.inference import (
+    Engine,
+    Predictor,
+    predictor_for,
+    resolve_device,
+    with_validity,
+)
 from geounet.model import (
     CARD_KEY,
     Architecture,
@@ -21,6 +30,7 @@ from geounet.model import (
     save_model,
     select_bands,
 )
+from tests.scenes import save_tiny
 
 CARD = Card(
     name="tiny",
@@ -153,6 +163,80 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path, saved: Path) -> None
         load_model(path)
 
 
+def rewritten(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def saved_as(path: Path, weights: dict[str, torch.Tensor], card: str | None) -> Path:
+    save_file(weights, path, metadata={CARD_KEY: card} if card else None)
+    return path
+
+
+MISFITS: dict[str, tuple[Callable[[Path], str | Path], str]] = {
+    "no such model": (lambda _: "nowhere", "MODEL_MISSING"),
+    "a folder": (lambda path: path.parent, "MODEL_MISSING"),
+    "empty": (lambda path: rewritten(path, b""), "MODEL_MISSING"),
+    "cut short": (
+        lambda path: rewritten(path, path.read_bytes()[:-9]),
+        "MODEL_MISSING",
+    ),
+    "a pickle": (lambda path: rewritten(path, pickle.dumps(1)), "MODEL_UNSAFE"),
+    "no card": (lambda path: saved_as(path, load_file(path), None), "MODEL_MISMATCH"),
+    "no good card": (
+        lambda path: saved_as(path, load_file(path), "{}"),
+        "MODEL_MISMATCH",
+    ),
+    "other weights": (
+        lambda path: saved_as(path, {"x": torch.zeros(1)}, CARD.model_dump_json()),
+        "MODEL_MISMATCH",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "code"), MISFITS.values(), ids=MISFITS)
+def test_a_model_that_will_not_do_has_a_code(
+    saved: Path, make: Callable[[Path], str | Path], code: str
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        load_model(make(saved))
+    assert caught.value.code == code
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/mem").is_file(), reason="needs a file that cannot be read"
+)
+def test_a_model_on_a_disk_that_fails_is_a_model_that_is_not_there() -> None:
+    with pytest.raises(ModelError, match="cannot be read: Input/output") as caught:
+        load_card("/proc/self/mem")
+    assert caught.value.code == "MODEL_MISSING"
+
+
+def test_a_model_that_became_another_has_a_code(saved: Path) -> None:
+    engine = Engine(model=saved, sha256="0" * 64, device="cpu", precision="float32")
+    with pytest.raises(ModelError, match="has changed since") as caught:
+        predictor_for(engine)
+    assert caught.value.code == "MODEL_SKEW"
+
+
+def test_answers_that_are_no_numbers_have_a_code(tmp_path: Path) -> None:
+    damaged = load_model(save_tiny(tmp_path / "bad.safetensors", bias=float("nan")))
+    predictor = Predictor(damaged, device="cpu")
+    tile = with_validity(np.ones((3, 32, 32), np.uint8), np.ones((32, 32), np.bool_))
+    with pytest.raises(ModelError, match="answered NaN") as caught:
+        list(predictor.scores(tile, [(slice(0, 32), slice(0, 32))], None))
+    assert caught.value.code == "MODEL_OUTPUT"
+
+
+def test_a_device_that_is_not_there_has_a_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="--device cpu") as caught:
+        resolve_device("cuda")
+    assert caught.value.code == "NO_GPU"
+
+
 def with_scores(tmp_path: Path, saved: Path, scores: object) -> Path:
     card = json.loads(CARD.model_dump_json()) | {"scores": scores}
     path = tmp_path / "scored.safetensors"
@@ -220,7 +304,7 @@ def test_bands_are_the_first_ones_unless_chosen() -> None:
     ("bands", "count", "complaint"),
     [
         (None, 1, r"has 1 image band; model tiny wants 3 \(red, green, blue\)"),
-        ((1, 2), 4, "2 bands chosen; model tiny wants 3"),
+        ((1, 2), 4, "2 bands chosen of the scene; model tiny wants 3"),
         ((1, 2, 5), 4, "--bands"),
         ((0, 1, 2), 4, "--bands"),
     ],
@@ -228,5 +312,6 @@ def test_bands_are_the_first_ones_unless_chosen() -> None:
 def test_bands_that_do_not_fit_are_refused(
     bands: tuple[int, ...] | None, count: int, complaint: str
 ) -> None:
-    with pytest.raises(ModelError, match=complaint):
+    with pytest.raises(ModelError, match=complaint) as caught:
         select_bands(CARD, bands, available=range(1, count + 1))
+    assert caught.value.code == "BANDS"

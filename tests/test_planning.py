@@ -1,9 +1,30 @@
-"""How a machine is shared out among tasks."""
+"""How a machine is shared out among tasks, and which scenes are accepted."""
+
+from pathlib import Path
+from typing import Any
 
 import pytest
+import rasterio
+import rasterio.shutil
+from click.testing import CliRunner
 
 from geounet import planning
-from geounet.planning import Lanes, Recipe, choose_lanes, visible_gpus
+from geounet.cli import main
+from geounet.errors import ConfigError, CRSError, GeounetError, RasterError
+from geounet.planning import (
+    Lanes,
+    Plan,
+    Recipe,
+    check_recipe,
+    choose_lanes,
+    plan,
+    tell_of_risk,
+    visible_gpus,
+)
+from geounet.raster import DRIVER_RISKS, MAX_PIXELS
+from geounet.tiling import Window
+from tests.conftest import WriteRaster
+from tests.scenes import save_tiny, textured
 
 CORES = 6
 
@@ -67,3 +88,137 @@ def test_where_the_work_is_done_decides_no_result(field: str) -> None:
     given = {"workers": 3, "processes": True, "threads": 2, "scheduler": "tcp://x:1"}
     other = Recipe(**{field: given[field]})
     assert other.deciding() == Recipe().deciding()
+
+
+# Which scenes are accepted -----------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    return str(save_tiny(tmp_path / "tiny.safetensors"))
+
+
+def planned(path: Path, **options: Any) -> Plan:
+    return plan(path, path.parent / "out", recipe=Recipe(**options))
+
+
+@pytest.mark.parametrize(
+    ("told", "options", "code", "gist"),
+    [
+        ({"metres": 9}, {}, "GSD", "--allow-gsd"),
+        ({"crs": 'LOCAL_CS["site",UNIT["metre",1]]'}, {}, "CRS_UNKNOWN", "gdalwarp"),
+        ({}, {"bands": (1, 2, 4)}, "BANDS", r"^scene\.tif has 3 image bands.*--bands"),
+        ({}, {"max_pixels": 1000}, "TOO_LARGE", "--max-pixels"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_scene_that_a_model_cannot_take_is_refused_with_a_code(
+    write_raster: WriteRaster,
+    tiny: str,
+    told: dict[str, Any],
+    options: dict[str, Any],
+    code: str,
+    gist: str,
+) -> None:
+    with pytest.raises(GeounetError, match=gist) as caught:
+        planned(write_raster(textured(40, 60), **told), model=tiny, **options)
+    assert caught.value.code == code
+    assert str(caught.value).isprintable()
+
+
+def test_values_that_no_model_knows_need_a_scale(
+    write_raster: WriteRaster, tiny: str
+) -> None:
+    path = write_raster(textured(40, 60).astype("uint16"))
+    with pytest.raises(GeounetError, match="--scale LOW,HIGH") as caught:
+        planned(path, model=tiny)
+    assert caught.value.code == "RANGE"
+    assert planned(path, model=tiny, scale=(0, 255)).bands == (1, 2, 3)
+
+
+@pytest.mark.parametrize("bits", [1, 8])
+def test_numbers_of_colors_are_no_colors(
+    write_raster: WriteRaster, tiny: str, bits: int
+) -> None:
+    path = write_raster(textured(40, 60)[:1] % 2, nbits=bits)
+    if bits != 1:  # an image of one bit has a palette of black and white anyway
+        with rasterio.open(path, "r+") as dst:
+            dst.write_colormap(1, {0: (0, 0, 0, 255), 1: (9, 9, 9, 255)})
+    with pytest.raises(GeounetError, match="gdal_translate -expand rgb") as caught:
+        planned(path, model=tiny, bands=(1, 1, 1))
+    assert caught.value.code == "PALETTE"
+
+
+def test_another_format_is_read_where_it_is_allowed(
+    write_raster: WriteRaster, tiny: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tell_of_risk.cache_clear()
+    path = write_raster(textured(40, 60))
+    vrt = path.with_name("mosaic.vrt")
+    rasterio.shutil.copy(path, vrt, driver="VRT")
+    with pytest.raises(GeounetError, match="a GDAL VRT") as caught:
+        planned(vrt, model=tiny)
+    assert caught.value.code == "DRIVER_NOT_ALLOWED"
+    work = planned(vrt, model=tiny, allow_driver=("VRT", "JP2OpenJPEG"))
+    assert work.scene.driver == "VRT"
+    planned(vrt, model=tiny, allow_driver=("VRT",))
+    risks = [r.getMessage() for r in caplog.records if "is allowed" in r.getMessage()]
+    assert risks == [
+        f"{d} is allowed: {DRIVER_RISKS[d]}" for d in ("VRT", "JP2OpenJPEG")
+    ]
+
+
+def test_a_vrt_that_is_allowed_runs_no_code(
+    write_raster: WriteRaster, tiny: str, tmp_path: Path
+) -> None:
+    """GDAL would, where it is told to trust all modules."""
+    path = write_raster(textured(40, 60))
+    vrt, touched = path.with_name("code.vrt"), tmp_path / "touched"
+    rasterio.shutil.copy(path, vrt, driver="VRT")
+    code = f"def f(*a, **k):\n    open({str(touched)!r}, 'w')\n"
+    told = (
+        "<PixelFunctionType>f</PixelFunctionType>"
+        "<PixelFunctionLanguage>Python</PixelFunctionLanguage>"
+        f"<PixelFunctionCode><![CDATA[{code}]]></PixelFunctionCode>"
+    )
+    text = vrt.read_text().replace("<ColorInterp>", f"{told}<ColorInterp>")
+    vrt.write_text(text.replace(" band=", ' subClass="VRTDerivedRasterBand" band='))
+    with rasterio.Env(GDAL_VRT_ENABLE_PYTHON=True):
+        with rasterio.open(vrt) as src:
+            src.read()
+        assert touched.exists()
+        touched.unlink()
+        scene = planned(vrt, model=tiny, allow_driver=("VRT",)).scene
+        with pytest.raises(RasterError, match="cannot read"):
+            scene.read(Window(row_off=0, col_off=0, height=9, width=9), (1,))
+    assert not touched.exists()
+
+
+def test_what_may_be_allowed_is_a_short_list() -> None:
+    with pytest.raises(ConfigError, match=r"HDF5 cannot be allowed, only VRT, JP2"):
+        Recipe().with_options(allow_driver=("VRT", "HDF5"))
+    with pytest.raises(ConfigError, match="max_pixels"):
+        Recipe().with_options(max_pixels=0)
+    assert Recipe().max_pixels == MAX_PIXELS
+
+
+@pytest.mark.parametrize(
+    "accepted", [{"allow_driver": ("VRT",)}, {"max_pixels": 7}], ids=str
+)
+def test_which_scenes_are_accepted_decides_no_result(accepted: dict[str, Any]) -> None:
+    assert Recipe(**accepted).deciding() == Recipe().deciding()
+
+
+def test_a_crs_that_is_none_is_found_out_before_an_archive_is_begun() -> None:
+    with pytest.raises(CRSError, match="'EPSG:0' is no coordinate") as caught:
+        check_recipe(Recipe(assume_crs="EPSG:0"))
+    assert caught.value.code == "CONFIG"
+
+
+def test_the_command_line_has_both() -> None:
+    told = ["run", "no.tif", "-o", "out", "--allow-driver", "VRT", "--allow-driver"]
+    ended = CliRunner().invoke(main, [*told, "PNG", "--max-pixels", "9"])
+    assert "no.tif: no such file" in ended.output
+    ended = CliRunner().invoke(main, [*told, "GRIB"])
+    assert "GRIB cannot be allowed" in ended.output
+    assert ended.exit_code == 2

@@ -818,6 +818,25 @@ def test_an_image_that_is_nowhere_is_refused_with_a_remedy(
             Scene.open(path)
 
 
+def test_a_pixel_size_without_a_place_is_no_place(write_raster: WriteRaster) -> None:
+    path = write_raster(noise(1, 4, 4))
+    data = path.read_bytes()
+    place = place_of(data, 0, 33922) - 8  # the tie point, which gets another tag
+    path.write_bytes(data[:place] + struct.pack("<H", 33921) + data[place + 2 :])
+    with pytest.raises(CRSError, match="has no geotransform") as caught:
+        Scene.open(path)
+    assert caught.value.code == "NO_GEOREF"
+    scene = Scene.open(path, georeferenced=False)
+    assert scene.transform == Affine.identity()
+    scene.read(whole(scene), (1,))
+
+
+def test_a_place_that_is_not_on_earth_is_none(write_raster: WriteRaster) -> None:
+    for far in (Affine(2, 0, 5e9, 0, -2, 5e6), Affine(2, 0, 5e5, 0, -1e101, 5e6)):
+        with pytest.raises(CRSError, match="impossible geotransform"):
+            Scene.open(write_raster(noise(1, 4, 4), transform=far))
+
+
 def test_ground_control_points_alone_are_no_place(write_raster: WriteRaster) -> None:
     corners = [(0, 0, 9, 50), (0, 4, 9.1, 50), (4, 0, 9, 49.9)]
     points = [GroundControlPoint(*corner) for corner in corners]
@@ -1160,7 +1179,7 @@ def damaged(path: Path) -> None:
 
 @pytest.mark.parametrize("ground_size", [2.0, 5.0])
 def test_what_happens_to_a_file_after_it_was_opened_has_a_code(
-    write_raster: WriteRaster, monkeypatch: pytest.MonkeyPatch, ground_size: float
+    write_raster: WriteRaster, ground_size: float
 ) -> None:
     path = write_raster(PLAIN, **DEFLATED)
     good, size = path.read_bytes(), path.stat().st_size
@@ -1178,16 +1197,43 @@ def test_what_happens_to_a_file_after_it_was_opened_has_a_code(
     path.write_bytes(good)
     with limited(resource.RLIMIT_NOFILE, 3):
         assert code() == "FD_LIMIT"
-    with pytest.raises(RasterError, match="is truncated") as caught:
-        cut(path, size - 3000)
-        before.read(whole(before), (1, 2, 3))
-    assert caught.value.code == "TRUNCATED"
-    monkeypatch.setattr(raster, "_block_end", lambda *_: 0)  # all of it is there
-    assert code() == "IO_ERROR"
+    cut(path, size - 3000)
+    assert code() == "TRUNCATED"
     path.unlink()
     assert code() == "INPUT_MISSING"
     path.mkdir()
     assert code() == "INPUT_UNREADABLE"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "scene.tif, band 2: IReadBlock failed at X offset 1, Y offset 0: "
+        "TIFFFillTile:Read error at row 0, col 0, tile 1; got 5 bytes, expected 900",
+        "Cannot read 900 bytes at offset {place}",
+    ],
+)
+@pytest.mark.parametrize(("kept", "code"), [(899, "TRUNCATED"), (900, "IO_ERROR")])
+def test_bytes_that_are_there_and_do_not_come_are_the_fault_of_the_disk(
+    write_raster: WriteRaster,
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    kept: int,
+    code: str,
+) -> None:
+    path = write_raster(PLAIN, **DEFLATED)
+    scene = Scene.open(path)
+    with rasterio.open(path) as src:
+        place = int(src.get_tag_item("BLOCK_OFFSET_1_0", "TIFF", 2))
+    cut(path, place + kept)
+
+    def fail(*_: Any) -> None:
+        raise RasterioIOError from CPLE_AppDefinedError(3, 1, said.format(place=place))
+
+    monkeypatch.setattr(Scene, "_read_source", fail)
+    with pytest.raises(RasterError) as caught:
+        scene.read(whole(scene), (1, 2, 3))
+    assert caught.value.code == code
 
 
 MEMORY = Path("/proc/self/mem")

@@ -383,6 +383,30 @@ def test_what_is_no_file_has_an_identity_and_is_not_waited_for(
     assert len(set(found)) == len(found)
 
 
+def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "fifo"
+    path.touch()
+    before = path.stat()
+    path.unlink()
+    os.mkfifo(path)
+    monkeypatch.setattr(Path, "stat", lambda _: before)
+    signal.alarm(5)
+    try:
+        assert identity_of(path).startswith("unseen-")
+    finally:
+        signal.alarm(0)
+
+
+def test_what_is_no_file_is_not_even_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    monkeypatch.setattr(os, "open", lambda *_: pytest.fail("opened"))
+    assert identity_of(tmp_path / "fifo").startswith("unseen-")
+
+
 @pytest.mark.parametrize("name", [b"\xff.tif", b"new\nline.tif", b"\xf0\x9f\x98\x80"])
 def test_any_name_has_an_identity(tmp_path: Path, name: bytes) -> None:
     path = tmp_path / os.fsdecode(name)

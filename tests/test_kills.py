@@ -1,0 +1,307 @@
+"""Whatever is killed, and whenever: the outputs are those of an undisturbed run.
+
+Batches run as processes of their own here, and are killed with SIGKILL: nothing in
+them can clean up.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from geounet import archive as archive_module
+from geounet.archive import run_archive
+from geounet.schedule import Crew
+from tests.archives import hashes, states, strays, write_scenes
+from tests.scenes import save_tiny
+
+KILLS = 100
+SCENES = 24
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small scenes, one of a few hundred tiles, and one that is no image."""
+    folder = write_scenes(tmp_path_factory.mktemp("archive") / "in", SCENES)
+    write_scenes(folder / "large", 1, side=700)
+    (folder / "bad.tif").write_text("<html>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def golden(
+    scenes: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """What one process without any disturbance makes."""
+    out = tmp_path_factory.mktemp("golden")
+    run_archive(scenes, out, model=str(model), processes=False, **OPTIONS)
+    assert len(set(states(out).values())) == 2
+    return hashes(out)
+
+
+OPTIONS: dict[str, Any] = {"tile_size": 48}
+"""Small tiles, so that the large scene is spread over tasks."""
+
+
+def begun(scenes: Path, out: Path, model: Path, *words: str) -> subprocess.Popen[str]:
+    """Begin a batch in a process of its own."""
+    command = ["batch", str(scenes), "-o", str(out), "--model", str(model)]
+    options = ["--tile-size", "48", *words]
+    return subprocess.Popen(
+        [sys.executable, "-m", "geounet", *command, *options],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for a batch to end; return its exit code and words."""
+    _, words = process.communicate(timeout=300)
+    return process.returncode, words
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    with_children = psutil.Process(process.pid)
+    return [
+        child
+        for child in with_children.children(recursive=True)
+        if "spawn_main" in " ".join(child.cmdline())
+    ]
+
+
+def kill(process: psutil.Process | subprocess.Popen[str]) -> None:
+    try:
+        process.send_signal(signal.SIGKILL)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return
+
+
+def check(out: Path, golden: dict[str, str]) -> None:
+    assert hashes(out) == golden
+    assert strays(out) == []
+    found = states(out)
+    assert found.pop("bad.tif") == "quarantined NOT_TIFF"
+    assert set(found.values()) <= {"done", "skipped"}
+
+
+# --- where it runs does not matter ------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_outputs_do_not_depend_on_the_number_of_workers(
+    scenes: Path, model: Path, golden: dict[str, str], tmp_path: Path, workers: int
+) -> None:
+    code, words = ended(begun(scenes, tmp_path, model, "--workers", str(workers)))
+    assert code == 1, words
+    check(tmp_path, golden)
+
+
+@contextmanager
+def cluster(folder: Path, workers: int = 2) -> Iterator[tuple[str, Any]]:
+    """Give a scheduler on loopback, with workers; all are killed in the end."""
+    file = folder / "scheduler.json"
+    file.unlink(missing_ok=True)
+    with ExitStack() as stack:
+
+        def start(*words: str) -> subprocess.Popen[bytes]:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "distributed.cli.dask_" + words[0], *words[1:]],
+                env=ENVIRONMENT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        scheduler = start(
+            "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+            "--scheduler-file", str(file),
+        )  # fmt: skip
+        for _ in range(workers):
+            start(
+                "worker", "--scheduler-file", str(file), "--nthreads", "1",
+                "--no-dashboard", "--no-nanny", "--local-directory", str(folder),
+            )  # fmt: skip
+        deadline = time.monotonic() + 30
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        yield str(file), scheduler
+
+
+@pytest.mark.slow
+def test_a_cluster_elsewhere_makes_the_same_and_is_left_running(
+    scenes: Path, model: Path, golden: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with cluster(tmp_path) as (file, scheduler):
+        code, words = ended(begun(scenes, out, model, "--scheduler", file))
+        assert code == 1, words
+        assert scheduler.poll() is None
+    check(out, golden)
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_killed_stops_the_batch_and_another_goes_on(
+    scenes: Path, model: Path, golden: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for wait in (0.2, 0.8):
+        with cluster(tmp_path) as (file, scheduler):
+            process = begun(scenes, out, model, "--scheduler", file)
+            while not list(out.glob("*.json")) and process.poll() is None:
+                time.sleep(0.05)
+            time.sleep(wait)
+            kill(scheduler)
+            code, words = ended(process)
+            assert code == 3, words
+            assert "[CLUSTER_LOST]" in words
+            assert "to go on: " in words
+    with cluster(tmp_path) as (file, _):
+        code, words = ended(begun(scenes, out, model, "--scheduler", file))
+        assert code == 1, words
+    check(out, golden)
+
+
+# --- kills ------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_at_random_moments_change_nothing(
+    scenes: Path, model: Path, golden: dict[str, str], tmp_path: Path
+) -> None:
+    """Three workers, then the parent, then again; a batch that ends is begun anew."""
+    chance = random.Random(5)
+    kills, archives = 0, 0
+    while kills < KILLS:
+        archives += 1
+        out = tmp_path / str(archives)
+        kills += kill_until_it_ends(chance, scenes, model, out, most=KILLS - kills)
+        code, words = ended(begun(scenes, out, model, "--workers", "2"))
+        assert code == 1, words
+        assert "Traceback" not in words
+        check(out, golden)
+
+
+def kill_until_it_ends(
+    chance: random.Random, scenes: Path, model: Path, out: Path, *, most: int
+) -> int:
+    kills = 0
+    while kills < most:
+        process = begun(scenes, out, model, "--workers", "2")
+        while not workers_of(process) and process.poll() is None:
+            time.sleep(0.05)
+        for _ in range(3):
+            time.sleep(chance.uniform(0, 2.5))
+            alive = workers_of(process) if process.poll() is None else []
+            if alive:
+                kill(chance.choice(alive))
+                kills += 1
+        time.sleep(chance.uniform(0, 2))
+        if process.poll() is not None:
+            break
+        kill(process)
+        kills += 1
+        process.communicate()
+    else:
+        return kills
+    _, words = process.communicate()
+    assert process.returncode == 1, words
+    return kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sys.exit", "graceful", "segfault"])
+def test_workers_that_die_every_few_seconds_change_nothing(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    from distributed.chaos import KillWorker
+
+    scenes = write_scenes(tmp_path / "in", 30)
+    golden = tmp_path / "golden"
+    run_archive(scenes, golden, model=str(model), processes=False)
+    employed = archive_module.employed
+
+    @contextmanager
+    def beset(**options: Any) -> Iterator[Crew]:
+        with employed(**options) as crew:
+            crew._client.register_plugin(KillWorker(delay="3 s", mode=mode))
+            yield crew
+
+    monkeypatch.setattr(archive_module, "employed", beset)
+    out = tmp_path / "out"
+    summary = run_archive(scenes, out, model=str(model), workers=2)
+    assert (summary.exit_code, summary.bad) == (0, 0)
+    assert hashes(out) == hashes(golden)
+    assert strays(out) == []
+
+
+# --- signals, as a terminal sends them --------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_ctrl_c_drains_and_the_same_command_goes_on(
+    scenes: Path,
+    model: Path,
+    golden: dict[str, str],
+    tmp_path: Path,
+    number: int,
+    code: int,
+) -> None:
+    process = begun(scenes, tmp_path, model, "--workers", "2")
+    while not list(tmp_path.glob("*.json")) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(number)
+    for worker in workers_of(process):  # a terminal tells all of them
+        if number == signal.SIGINT:
+            worker.send_signal(number)
+    found, words = ended(process)
+    assert found == code, words
+    assert "finishing the" in words
+    assert "Interrupt again to stop at once" in words
+    assert "to go on: geounet batch" in words
+    assert "Traceback" not in words
+    found, words = ended(begun(scenes, tmp_path, model, "--workers", "2"))
+    assert found == 1, words
+    check(tmp_path, golden)
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_ends_at_once_and_loses_nothing(
+    scenes: Path, model: Path, golden: dict[str, str], tmp_path: Path
+) -> None:
+    process = begun(scenes, tmp_path, model, "--workers", "2")
+    while not list(tmp_path.glob("*.json")) and process.poll() is None:
+        time.sleep(0.05)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    code, words = ended(process)
+    assert time.monotonic() - began < 15
+    assert code == 130, words
+    assert "Traceback" not in words
+    code, words = ended(begun(scenes, tmp_path, model, "--workers", "2"))
+    assert code == 1, words
+    check(tmp_path, golden)
