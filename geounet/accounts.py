@@ -181,7 +181,7 @@ _COLUMNS: dict[str, Callable[[SceneRow], Any]] = {
     "peak_mib": lambda row: row.peak_bytes >> 20,
 }
 """Of the table: the name and what it has of a scene."""
-_FORMULA = re.compile(r"[=+\-@\t\r\n]")
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 """How a cell begins that a spreadsheet computes, or might; see
 https://owasp.org/www-community/attacks/CSV_Injection."""
 

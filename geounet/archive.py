@@ -8,6 +8,7 @@ the ledger, hires the workers and writes the reports; `geounet.foreman` does the
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import logging
@@ -19,18 +20,24 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from geounet.accounts import write_accounts
-from geounet.errors import ConfigError, GeounetError, ModelError, OutputError
+from geounet.errors import (
+    ConfigError,
+    GeounetError,
+    LedgerError,
+    ModelError,
+    OutputError,
+)
 from geounet.foreman import Audience, Foreman
 from geounet.inference import best_precision, resolve_device
 from geounet.interrupts import Interrupts, listening
 from geounet.jobs import Introduction, Job, deciding_versions, introduce
-from geounet.ledger import Ledger, SceneRow
+from geounet.ledger import Ledger, SceneRow, claim_of
 from geounet.listing import Listed, list_scenes
 from geounet.locking import locked
 from geounet.model import find_model, sha256_of
@@ -187,8 +194,7 @@ def run_archive(
             raise
         finally:
             summary = _summary(output, tally, code, time.monotonic() - began)
-            ledger.end_run(code, _facts(summary))
-            report(output, ledger, summary)
+            close_books(output, ledger, summary)
     return summary
 
 
@@ -347,6 +353,7 @@ def decided(
     scenes = iter(scenes)
     while some := list(itertools.islice(scenes, CHUNK)):
         rows = ledger.known([str(listed.path) for listed in some]) if ledger else {}
+        some = named(some, rows, ledger)
         yield [
             decide(
                 listed,
@@ -359,6 +366,29 @@ def decided(
             )
             for listed in some
         ]
+
+
+def named(
+    scenes: list[Listed], rows: Mapping[str, SceneRow], ledger: Ledger | None
+) -> list[Listed]:
+    """Return scenes with the names that they had, and those that no other has.
+
+    The same scene may be listed by way of another folder or list, and another scene of
+    the same name from elsewhere: outputs of neither are to be lost.
+    """
+    claims = [claim_of(listed.folder, listed.stem) for listed in scenes]
+    holders = ledger.holders(claims) if ledger else {}
+    kept = []
+    for listed, claim in zip(scenes, claims, strict=True):
+        path = str(listed.path)
+        if row := rows.get(path):
+            kept.append(replace(listed, folder=row.folder, stem=row.stem))
+        elif holders.get(claim, path) != path:
+            digits = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+            kept.append(replace(listed, stem=f"{listed.stem}-{digits}"))
+        else:
+            kept.append(listed)
+    return kept
 
 
 def outputs_whole(folder: Path, row: SceneRow) -> bool:
@@ -484,11 +514,16 @@ def sweep(output: Path) -> None:
             sweep_staging(Path(folder))
 
 
-def report(output: Path, ledger: Ledger, summary: Summary) -> None:
-    """Write the reports; a full disk is no reason to lose the run's own error."""
+def close_books(output: Path, ledger: Ledger, summary: Summary) -> None:
+    """Write how the run ended, and the reports.
+
+    Where that fails, as on a full disk, it is said, and hides no error before it.
+    """
+    facts = _facts(summary)
     try:
-        write_accounts(output, ledger, run=_facts(summary))
-    except OutputError as error:
+        ledger.end_run(summary.exit_code, facts)
+        write_accounts(output, ledger, run=facts)
+    except (OutputError, LedgerError) as error:
         log.warning("%s", error)
 
 

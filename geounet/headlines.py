@@ -117,10 +117,14 @@ def closing_lines(summary: Summary) -> list[str]:
     command = shlex.join(["geounet", *sys.argv[1:]])
     if summary.bad:
         lines.append(f"what is bad, and why: {summary.folder / 'failures.jsonl'}")
-    if summary.left:
+    failed = summary.ended.get("failed", 0)  # and every run takes those again
+    if summary.left or failed:
         lines.append(f"to go on: {command}")
-    elif summary.bad and "--retry" not in command:
-        lines.append(f"to try those again, once mended: {command} --retry quarantined")
+    if summary.bad > failed and "--retry" not in command:
+        lines.append(
+            f"to try what is quarantined again, once mended: {command} "
+            "--retry quarantined"
+        )
     return lines
 
 

@@ -21,6 +21,7 @@ import re
 import shlex
 import shutil
 import sqlite3
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ CREATE TABLE scene (
     path BLOB NOT NULL UNIQUE,
     folder BLOB NOT NULL,
     stem BLOB NOT NULL,
+    claim TEXT NOT NULL,                    -- to a name; see `claim_of`
     state TEXT NOT NULL,
     reason TEXT NOT NULL DEFAULT '',
     code TEXT NOT NULL DEFAULT '',
@@ -110,6 +112,7 @@ CREATE TABLE scene (
     furthest INTEGER NOT NULL DEFAULT 0     -- most blocks_done of any attempt
 );
 CREATE INDEX scene_state ON scene (state, code);
+CREATE INDEX scene_claim ON scene (claim);
 CREATE TABLE event (
     id INTEGER PRIMARY KEY,
     ts TEXT NOT NULL,
@@ -131,13 +134,14 @@ _SCENE = (
     f"selected_in = {_RUN} AS selected FROM scene"
 )
 _ENLIST = f"""
-INSERT INTO scene (path, folder, stem, state, reason, code, message, identity,
+INSERT INTO scene (path, folder, stem, claim, state, reason, code, message, identity,
                    parameters, acquired, selected_in)
-VALUES (:path, :folder, :stem, :state, :reason, :code, :message, :identity,
+VALUES (:path, :folder, :stem, :claim, :state, :reason, :code, :message, :identity,
         :parameters, :acquired, iif(:select, {_RUN}, 0))
 ON CONFLICT (path) DO UPDATE SET
-    folder = excluded.folder, stem = excluded.stem, state = excluded.state,
-    reason = excluded.reason, code = excluded.code, message = excluded.message,
+    folder = excluded.folder, stem = excluded.stem, claim = excluded.claim,
+    state = excluded.state, reason = excluded.reason,
+    code = excluded.code, message = excluded.message,
     identity = excluded.identity, parameters = excluded.parameters,
     acquired = excluded.acquired, selected_in = excluded.selected_in,
     attempts = iif(:reset, 0, attempts), crashes = iif(:reset, 0, crashes),
@@ -147,10 +151,10 @@ ON CONFLICT (path) DO UPDATE SET
 """
 _RESTORE = """
 INSERT OR REPLACE INTO scene
-    (path, folder, stem, state, reason, fingerprint, features, outputs, pixels,
+    (path, folder, stem, claim, state, reason, fingerprint, features, outputs, pixels,
      seconds, ended)
-VALUES (:path, :folder, :stem, 'done', 'from its receipt', :fingerprint, :features,
-        :outputs, :pixels, :seconds, :ended)
+VALUES (:path, :folder, :stem, :claim, 'done', 'from its receipt', :fingerprint,
+        :features, :outputs, :pixels, :seconds, :ended)
 """
 
 
@@ -531,6 +535,18 @@ class Ledger:
             found |= {some[row["path"]]: _scene(row) for row in rows}
         return found
 
+    def holders(self, claims: Iterable[str]) -> dict[str, str]:
+        """Return which scene's path has each of those names that are taken."""
+        found: dict[str, str] = {}
+        rest = iter(claims)
+        while some := list(islice(rest, PAGE)):
+            marks = ", ".join("?" * len(some))
+            sql = f"SELECT claim, path FROM scene WHERE claim IN ({marks})"
+            found |= {
+                row["claim"]: os.fsdecode(row["path"]) for row in self._all(sql, some)
+            }
+        return found
+
     def waiting(self) -> Iterator[SceneRow]:
         """Give each scene that the run selected and that is not done yet, once.
 
@@ -652,6 +668,7 @@ def _as_values(decision: Decision) -> dict[str, Any]:
         "path": _bytes(decision.path),
         "folder": _bytes(decision.folder),
         "stem": _bytes(decision.stem),
+        "claim": claim_of(decision.folder, decision.stem),
         "identity": decision.identity,
         "parameters": decision.parameters,
         "acquired": _text(decision.acquired),
@@ -664,16 +681,24 @@ def _as_values(decision: Decision) -> dict[str, Any]:
     }
 
 
+def claim_of(folder: str, stem: str) -> str:
+    """Return what is equal for names of outputs that some file system holds for one."""
+    folded = unicodedata.normalize("NFD", f"{folder}/{stem}").casefold()
+    return _text(unicodedata.normalize("NFD", folded))
+
+
 def _restored(receipt: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what a receipt knows of its scene; None if it is none of ours."""
     try:
         facts, found = receipt["properties"], receipt["geounet:found"]
         outputs = {a["href"]: int(a["file:size"]) for a in receipt["assets"].values()}
         grid = facts["geounet:grid"]
+        folder = "" if found["folder"] == "." else found["folder"]
         return {
             "path": _bytes(facts["geounet:input"]["path"]),
-            "folder": _bytes(found["folder"]),
+            "folder": _bytes(folder),
             "stem": _bytes(receipt["id"]),
+            "claim": claim_of(folder, receipt["id"]),
             "fingerprint": str(facts["geounet:fingerprint"]),
             "features": _json(dict(facts["geounet:counts"]["features"])),
             "outputs": _json(outputs | {found["name"]: int(found["size"])}),

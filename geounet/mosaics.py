@@ -363,15 +363,14 @@ class Objects:
         several = [group for group in groups if len(group) > 1]
         lost = {p: [o for o in beside.get(p, ()) if o not in kept] for p in alone}
         words = [self._word(liking, piece, lost[piece]) for piece in alone]
+        wholes = [self._joined(pieces, group, beside) for group in several]
+        scenes = [
+            list(dict.fromkeys(pieces.scene[group].tolist())) for group in several
+        ]
         return Chosen(
-            Pieces.together(
-                [
-                    pieces.take(np.array(alone, int)),
-                    *(self._joined(pieces.take(np.array(group))) for group in several),
-                ]
-            ),
+            Pieces.together([pieces.take(np.array(alone, int)), *wholes]),
             words + [JOINED] * len(several),
-            [[]] * len(alone) + [pieces.scene[group].tolist() for group in several],
+            [[]] * len(alone) + scenes,
             len(pieces) - len(kept),
         )
 
@@ -396,18 +395,14 @@ class Objects:
         groups: dict[int, list[int]] = {}
         home: dict[int, int] = {}
         for piece in range(len(pieces)):
-            hits = sorted(
-                {home[other] for other in beside.get(piece, ()) if other in home}
-            )
+            same = [other for other in beside.get(piece, ()) if other in home]
+            hits = sorted({home[other] for other in same})
             if not hits:
                 groups[piece], home[piece] = [piece], piece
-            elif cut[[piece, *hits]].all():
-                before = [member for hit in hits for member in groups[hit]]
-                if self._adds(pieces, piece, before):
-                    groups |= {hits[0]: [*before, piece]}
-                    home |= dict.fromkeys(groups[hits[0]], hits[0])
-                    for hit in hits[1:]:
-                        del groups[hit]
+            elif cut[[piece, *same]].all() and self._adds(pieces, piece, same):
+                together = [m for hit in hits for m in groups.pop(hit)] + [piece]
+                groups[hits[0]] = together
+                home |= dict.fromkeys(together, hits[0])
         return list(groups.values())
 
     def _liking(self, pieces: Pieces) -> Ints:
@@ -429,29 +424,45 @@ class Objects:
         cut: Bools = pieces.numbers[:, _OF_POLYGONS["touches_edge"]] == 1
         return cut
 
-    def _adds(self, pieces: Pieces, piece: int, before: Sequence[int]) -> bool:
+    def _adds(self, pieces: Pieces, piece: int, same: Sequence[int]) -> bool:
         """Tell whether a piece has more than a rim on ground that no other saw."""
-        rest = shapely.difference(
-            pieces.geometry[piece], self._ground(pieces.scene[list(before)])
-        )
+        rest = self._unseen(pieces, piece, same)
         rim = _RIM * self.mosaic.pixels[pieces.scene[piece]]
         return not shapely.is_empty(shapely.buffer(rest, -rim / 2, join_style="mitre"))
 
-    def _ground(self, scenes: Ints) -> shapely.Geometry:
-        return shapely.union_all(self.mosaic.grounds[np.unique(scenes)])
+    def _unseen(
+        self, pieces: Pieces, piece: int, same: Sequence[int]
+    ) -> shapely.Geometry:
+        """Return what of a piece the scenes of others did not see."""
+        scenes = np.unique(pieces.scene[list(same)])
+        ground = shapely.union_all(self.mosaic.grounds[scenes])
+        return shapely.difference(pieces.geometry[piece], ground)
 
-    def _joined(self, pieces: Pieces) -> Pieces:
-        """Make one of several, each where no scene before it looked."""
-        shapes = pieces.geometry.copy()
-        for at in range(1, len(pieces)):
-            ground = self._ground(pieces.scene[:at])
-            shapes[at] = shapely.difference(shapes[at], ground)
-        pairs = np.transpose(np.triu_indices(len(pieces), 1))
-        whole = _whole(self.mosaic, pieces, shapes, pairs, self.reach)
+    def _joined(
+        self,
+        pieces: Pieces,
+        group: Sequence[int],
+        beside: Mapping[int, Sequence[int]],
+    ) -> Pieces:
+        """Make one of several, each where none before it that it belongs to looked."""
+        place = {piece: at for at, piece in enumerate(sorted(group))}
+        pairs = [
+            (place[other], at)
+            for piece, at in place.items()
+            for other in beside[piece]
+            if other in place and other < piece
+        ]
+        members = pieces.take(np.array(list(place)))
+        shapes = members.geometry.copy()
+        for at in range(1, len(members)):
+            before = [other for other, later in pairs if later == at]
+            shapes[at] = self._unseen(members, at, before)
+        links = np.array(pairs)
+        whole = _whole(self.mosaic, members, shapes, links, self.reach)
         if _parts(whole.geometry)[0] == 1:
             return whole
         # they do not meet at the seam, but where both scenes looked
-        return _whole(self.mosaic, pieces, pieces.geometry, pairs, self.reach)
+        return _whole(self.mosaic, members, members.geometry, links, self.reach)
 
 
 # Areas ----------------------------------------------------------------------------

@@ -119,11 +119,8 @@ class Recipe(BaseModel):
     @field_validator("allow_driver")
     @classmethod
     def _weighed(cls, drivers: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := set(drivers) - DRIVER_RISKS.keys():
-            raise ValueError(
-                f"{', '.join(sorted(unknown))} cannot be allowed, only "
-                f"{', '.join(DRIVER_RISKS)}"
-            )
+        if not set(drivers) <= DRIVER_RISKS.keys():
+            raise ValueError(f"only {', '.join(DRIVER_RISKS)} can be allowed")
         return drivers
 
     @field_validator("scale")

@@ -107,7 +107,6 @@ _OTHER_RASTERS = (
     (b"\0\0\0\x0cjp  ", "a JPEG 2000 image; convert it with gdal_translate"),
     (b"\xff\x4f\xff\x51", "a JPEG 2000 image; convert it with gdal_translate"),
     (b"\x89hdf", "an HDF5 file; convert it with gdal_translate"),
-    (b"cdf", "a netCDF file; convert it with gdal_translate"),
 )
 # What GDAL takes for something else than a local file: its virtual file systems,
 # addresses (a Path has lost one of the slashes), and parts of files.

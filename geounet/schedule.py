@@ -107,7 +107,7 @@ def connect(
                         f"the Dask scheduler at {scheduler} has no workers; start some "
                         f"with: dask worker {scheduler}"
                     ) from error
-                _warn_of_open_networks(str(client.scheduler.address))
+                _warn_of_open_networks(client.scheduler_info()["address"])
                 yield client
             return
         with (

@@ -37,3 +37,4 @@ class Shield(WorkerPlugin):
         logger = logging.getLogger("geounet")
         logger.propagate = False
         logger.addHandler(logging.NullHandler())
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from geounet.archive import BOOKS, LEDGER
-from geounet.errors import ConfigError, LockedError
+from geounet.errors import ConfigError
 from geounet.ledger import STATES, Ledger, Run, SceneRow, rebuild, receipts_below
-from geounet.locking import locked
+from geounet.locking import is_locked, locked
 from geounet.progress import printable
 
 NAMED = 8
@@ -93,7 +93,7 @@ def archive_status(folder: str | Path) -> Standing:
         return Standing(
             folder=folder,
             run=ledger.last_run(),
-            at_work=_is_locked(path.parent),
+            at_work=is_locked(path.parent),
             counts={state: n for state, n in ledger.counts().items() if n},
             codes=ledger.counts_by_code(),
             running=tuple(row for row, _ in zip(rows, range(NAMED), strict=False)),
@@ -123,11 +123,3 @@ def _ledger_of(folder: Path) -> Path:
             "was told with -o"
         )
     return path
-
-
-def _is_locked(books: Path) -> bool:
-    try:
-        with locked(books):
-            return False
-    except LockedError:
-        return True

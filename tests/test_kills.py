@@ -13,14 +13,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
 
-from geounet import archive as archive_module
 from geounet.archive import run_archive
-from geounet.schedule import Crew
+from geounet.schedule import Crew, employed
 from tests.archives import hashes, states, strays, write_scenes
 from tests.scenes import save_tiny
 
@@ -231,14 +230,16 @@ def kill_until_it_ends(
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sys.exit", "graceful", "segfault"])
 def test_workers_that_die_every_few_seconds_change_nothing(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+    tmp_path: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: Literal["sys.exit", "graceful", "segfault"],
 ) -> None:
     from distributed.chaos import KillWorker
 
     scenes = write_scenes(tmp_path / "in", 30)
     golden = tmp_path / "golden"
     run_archive(scenes, golden, model=str(model), processes=False)
-    employed = archive_module.employed
 
     @contextmanager
     def beset(**options: Any) -> Iterator[Crew]:
@@ -246,7 +247,7 @@ def test_workers_that_die_every_few_seconds_change_nothing(
             crew._client.register_plugin(KillWorker(delay="3 s", mode=mode))
             yield crew
 
-    monkeypatch.setattr(archive_module, "employed", beset)
+    monkeypatch.setattr("geounet.archive.employed", beset)
     out = tmp_path / "out"
     summary = run_archive(scenes, out, model=str(model), workers=2)
     assert (summary.exit_code, summary.bad) == (0, 0)

@@ -678,8 +678,8 @@ def test_damage_inside_is_found_before_a_batch_begins(tmp_path: Path) -> None:
         ledger.begin_run(["batch"], {}, {})
         ledger.enlist(map(decision, range(2000)))
     content = bytearray(path.read_bytes())
-    middle = len(content) // 2 // 4096 * 4096
-    content[middle : middle + 4096] = bytes(4096)
+    third = len(content) // 3 // 4096 * 4096  # of tables and of indices
+    content[third : 2 * third] = bytes(third)
     path.write_bytes(content)
     assert refused(path).code == "LEDGER_CORRUPT"
     with Ledger.open(path, read_only=True) as ledger:

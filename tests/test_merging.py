@@ -381,6 +381,25 @@ def test_a_house_that_no_scene_has_whole_is_put_together(tmp_path: Path) -> None
     assert_a_town_again(result.shapes, truth)
 
 
+def test_a_house_with_two_wings_beyond_a_seam_is_one(tmp_path: Path) -> None:
+    """One scene has two pieces of it, which do not see each other."""
+    wings = shapely.box(450, 100, 540, 200) - shapely.box(480, 130, 540, 170)
+    result = merge(tmp_path, np.array([wings], object), grid(1, 2), "objects")
+    assert result.merged == Merged(features=1, dropped=0, joined=1)
+    assert_a_town_again(result.shapes, np.array([wings], object))
+
+
+def test_a_shed_at_an_edge_does_not_stand_for_a_hall(tmp_path: Path) -> None:
+    """The east has the hall, but for a bit beyond its edge; the west a part of it."""
+    west, east = two()
+    hall, shed = houses((399, 100, 500, 200)), houses((410, 110, 440, 180))
+    parts = [export(tmp_path, shed, west), export(tmp_path, hall, east)]
+    output = tmp_path / "merged.geojson"
+    merge_features(parts, output, class_name="thing", kind="objects")
+    (row,) = gpd.read_file(output).itertuples()
+    assert (row.scene, row.chosen) == ("east", "newest")
+
+
 def test_houses_side_by_side_at_a_seam_stay_two(tmp_path: Path) -> None:
     """They touch at a corner, or belong to one scene each."""
     corner = houses((460, 100, 500, 140), (500, 140, 540, 180))

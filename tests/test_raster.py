@@ -1392,7 +1392,7 @@ def test_a_picture_is_placed_by_what_lies_beside_it(
     assert "a.pgw" in caplog.text
 
 
-@pytest.mark.parametrize("suffix", [".msk", ".MSK"])
+@pytest.mark.parametrize("suffix", [".msk", ".MSK", ".Msk"])
 def test_a_mask_beside_a_scene_must_be_a_tiff(
     write_raster: WriteRaster, suffix: str
 ) -> None:
@@ -1409,6 +1409,9 @@ def test_a_mask_beside_a_scene_must_be_a_tiff(
     )
     with rasterio.open(path) as src:  # GDAL by itself would follow it
         assert src.mask_flag_enums[0] == [MaskFlags.per_dataset]
+    if suffix == ".Msk":  # which we do not look at, and have GDAL not look at
+        assert Scene.open(path).masked_by == "nothing"
+        return
     with pytest.raises(RasterError, match=r"(?i)msk.* a GDAL VRT") as caught:
         Scene.open(path)
     assert caught.value.code == "DRIVER_NOT_ALLOWED"
