@@ -188,7 +188,7 @@ def run_archive(
             )
             code = _exit_code(tally, interrupts, tolerated)
             if not tally.left:
-                sweep(output)
+                sweep_staging(output)
         except (ConfigError, ModelError):
             code = EXIT_USAGE
             raise
@@ -505,13 +505,6 @@ def tidy(output: Path) -> None:
     shutil.rmtree(books / "notes", ignore_errors=True)
     for probe in books.glob("probe-*"):
         probe.unlink(missing_ok=True)
-
-
-def sweep(output: Path) -> None:
-    """Remove what was staged for scenes that will not be gone on with."""
-    for folder, _, _ in os.walk(output):
-        if Path(folder).name != BOOKS:
-            sweep_staging(Path(folder))
 
 
 def close_books(output: Path, ledger: Ledger, summary: Summary) -> None:

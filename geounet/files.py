@@ -524,7 +524,7 @@ def describe_file(path: Path) -> Stored:
         if format_of(path) == "geoparquet":
             geo = json.loads(pq.read_metadata(path).metadata[b"geo"])
             column = geo["columns"][geo["primary_column"]]
-            crs = column["crs"]
+            crs = json.dumps(column["crs"])
             kinds = column["geometry_types"]
             kind = kinds[0] if kinds else ""
         else:

@@ -148,7 +148,7 @@ class Foreman:
         self._run = uuid.uuid4().hex[:8]
         self._took: deque[float] = deque(maxlen=500)
         self._sick: Counter[str] = Counter()
-        self._staffed = time.monotonic()
+        self._staffed = self._looked = time.monotonic()
         self._deadline: float | None = None
         self._heard = 0
 
@@ -163,15 +163,25 @@ class Foreman:
         return self._deadline is not None
 
     def work(self) -> None:
-        """Do what there is to do, until it is done or has to end."""
+        """Do what there is to do, until it is done or has to end.
+
+        All that is decided in a turn is committed at once: one scene if they come one
+        by one, and as many as the disk takes at a time if they come faster.
+        """
         while True:
             self._listen()
-            if not self.stopping:
-                self._feed()
+            with self.ledger.together():
+                handed = [] if self.stopping else self._chosen()
+            for key, scene, task in handed:
+                # what is begun goes first, so that few scenes are open at once
+                self.crew.hand_out(key, attend, task, priority=1 if scene.work else 0)
             if not len(self.crew) and (self.stopping or not self._later):
                 break
-            if ended := self.crew.next_ended(PULSE):
-                self._take(ended)
+            ended = self.crew.next_ended(PULSE)
+            with self.ledger.together():
+                while ended:
+                    self._take(ended)
+                    ended = self.crew.next_ended(0)
             self._look_around()
             if self._deadline is not None and time.monotonic() > self._deadline:
                 break
@@ -179,8 +189,10 @@ class Foreman:
 
     # --- handing out --------------------------------------------------------------
 
-    def _feed(self) -> None:
-        while self.crew.room and (found := self._next_task()):
+    def _chosen(self) -> list[tuple[str, _Scene, Task]]:
+        """Return tasks for all who have nothing to do, each with a key of its own."""
+        chosen: list[tuple[str, _Scene, Task]] = []
+        while len(chosen) < self.crew.room and (found := self._next_task()):
             scene, task = found
             key = f"{self._run}-{scene.row.id}-{next(self._numbers)}"
             if self._notes is not None:
@@ -188,8 +200,8 @@ class Foreman:
                 task = replace(task, note=note, seconds=self._seconds_allowed())
             self._tasks[key] = scene, task
             scene.out += 1
-            # what is begun goes first, so that few scenes are open at once
-            self.crew.hand_out(key, attend, task, priority=1 if scene.work else 0)
+            chosen.append((key, scene, task))
+        return chosen
 
     def _next_task(self) -> tuple[_Scene, Task] | None:
         for scene in self._open:
@@ -443,9 +455,12 @@ class Foreman:
                 self._deadline = 0.0
 
     def _look_around(self) -> None:
-        self.ledger.flush()
-        self.audience.pulse(self)
+        """See to the cluster and to whoever watches, twice a second."""
         now = time.monotonic()
+        if now - self._looked < PULSE:
+            return
+        self._looked = now
+        self.audience.pulse(self)
         if not self.crew.connected:
             self.stopped_by = self.stopped_by or _cluster_lost()
             self._deadline = 0.0

@@ -533,6 +533,12 @@ def map_crs(crs: Any) -> pyproj.CRS:
     """
     if isinstance(crs, pyproj.CRS):
         return crs
+    return _named_crs(crs.to_wkt() if hasattr(crs, "to_wkt") else crs)
+
+
+@lru_cache(maxsize=32)
+def _named_crs(crs: Any) -> pyproj.CRS:
+    """Parse a CRS: a scene asks for its own a dozen times."""
     try:
         return pyproj.CRS.from_user_input(crs)
     except pyproj.exceptions.CRSError as error:

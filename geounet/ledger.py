@@ -276,6 +276,7 @@ class Ledger:
         self._db = db
         self._read_only = read_only
         self._events = 0
+        self._held = False
 
     @classmethod
     def open(cls, path: str | Path, *, read_only: bool = False) -> Self:
@@ -497,6 +498,20 @@ class Ledger:
             with self._transaction():
                 pass
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Commit all that the body changes at its end: one wait for the disk for all.
+
+        Nothing may follow from a change before that. If the body raises, what it had
+        changed is committed all the same: it was decided.
+        """
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            self.flush()
+
     def restore(self, receipts: Iterable[Mapping[str, Any]]) -> int:
         """Take in scenes that are done, by their receipts; returns how many.
 
@@ -629,7 +644,7 @@ class Ledger:
                 if not self._db.in_transaction:
                     self._db.execute("BEGIN IMMEDIATE")
                 yield
-                if not wait:
+                if not wait and not self._held:
                     self._db.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):

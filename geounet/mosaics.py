@@ -364,9 +364,7 @@ class Objects:
         lost = {p: [o for o in beside.get(p, ()) if o not in kept] for p in alone}
         words = [self._word(liking, piece, lost[piece]) for piece in alone]
         wholes = [self._joined(pieces, group, beside) for group in several]
-        scenes = [
-            list(dict.fromkeys(pieces.scene[group].tolist())) for group in several
-        ]
+        scenes = [_unique(pieces.scene[sorted(group)]) for group in several]
         return Chosen(
             Pieces.together([pieces.take(np.array(alone, int)), *wholes]),
             words + [JOINED] * len(several),
@@ -446,23 +444,18 @@ class Objects:
     ) -> Pieces:
         """Make one of several, each where none before it that it belongs to looked."""
         place = {piece: at for at, piece in enumerate(sorted(group))}
-        pairs = [
-            (place[other], at)
-            for piece, at in place.items()
-            for other in beside[piece]
-            if other in place and other < piece
-        ]
         members = pieces.take(np.array(list(place)))
-        shapes = members.geometry.copy()
-        for at in range(1, len(members)):
-            before = [other for other, later in pairs if later == at]
+        shapes, links = members.geometry.copy(), []
+        for piece, at in place.items():
+            before = [place[o] for o in beside[piece] if o in place and o < piece]
             shapes[at] = self._unseen(members, at, before)
-        links = np.array(pairs)
-        whole = _whole(self.mosaic, members, shapes, links, self.reach)
+            links += [(other, at) for other in before]
+        pairs = np.array(links)
+        whole = _whole(self.mosaic, members, shapes, pairs, self.reach)
         if _parts(whole.geometry)[0] == 1:
             return whole
         # they do not meet at the seam, but where both scenes looked
-        return _whole(self.mosaic, members, members.geometry, links, self.reach)
+        return _whole(self.mosaic, members, members.geometry, pairs, self.reach)
 
 
 # Areas ----------------------------------------------------------------------------
@@ -511,7 +504,7 @@ class Areas:
             wholes.append(
                 _whole(self.mosaic, group, group.geometry, inside, self.reach)
             )
-            scenes.append(list(dict.fromkeys(group.scene.tolist())))
+            scenes.append(_unique(group.scene))
         return Chosen(
             Pieces.together([kept, *wholes]),
             _contested(self.mosaic, kept, shapely.area, 2) + [JOINED] * len(wholes),
@@ -642,6 +635,11 @@ def _ended(one: Ints, other: Ints) -> Ints:
     links = np.zeros((len(one), 4), np.int64)
     links[:, 0], links[:, 2] = one, other
     return links
+
+
+def _unique(scenes: Ints) -> list[int]:
+    """Return each scene once, in the order in which they come."""
+    return list(dict.fromkeys(scenes.tolist()))
 
 
 def _moved(links: Ints, order: Ints) -> Ints:

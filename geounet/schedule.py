@@ -244,9 +244,9 @@ class Crew:
         return len(self._live)
 
     @property
-    def room(self) -> bool:
-        """Whether another task can be handed out."""
-        return len(self._live) < IN_FLIGHT_PER_LANE * self.lanes
+    def room(self) -> int:
+        """How many more tasks can be handed out."""
+        return max(0, IN_FLIGHT_PER_LANE * self.lanes - len(self._live))
 
     @property
     def lanes(self) -> int:

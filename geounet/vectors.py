@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,13 @@ def _say_what_takes_long(tables: Iterable[FeatureTable]) -> None:
             needed |= {"arcs"}
         if table.regularize:
             needed |= {"footprints"}
-    if needed - compiled_modules():
+    _say_if_not_compiled(frozenset(needed))
+
+
+@cache
+def _say_if_not_compiled(modules: frozenset[str]) -> None:
+    """Look once in a process: there may be thousands of scenes."""
+    if modules - compiled_modules():
         log.warning("compiling for this machine, once; it takes up to a minute")
 
 

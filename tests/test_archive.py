@@ -290,6 +290,7 @@ def test_a_large_scene_goes_on_at_the_block_where_it_was(
     monkeypatch.setattr("geounet.planning.LARGEST_CORE", 32)
     monkeypatch.setattr(jobs, "SPREAD", 2)
     monkeypatch.setattr("geounet.foreman.TOGETHER", 3)
+    monkeypatch.setattr("geounet.foreman.PULSE", 0.01)
     scored = counted_blocks(monkeypatch)
 
     class Impatient(Audience):

@@ -510,6 +510,25 @@ def test_ground_is_what_the_more_certain_scene_says(tmp_path: Path) -> None:
     assert result.merged == Merged(features=1, dropped=2, joined=0)
 
 
+def test_ground_beside_nodata_is_not_there_twice(tmp_path: Path) -> None:
+    """What is told of the scenes' ground ends a bit before what they saw does."""
+    truth = houses((100, 100, 900, 200))
+    west, east = two()
+    told = [shapely.box(0, 0, 580, 500), shapely.box(420, 0, 1000, 500)]
+    parts = [
+        replace(export(tmp_path, truth, scene), footprint=footprint(ground))
+        for scene, ground in zip((west, east), told, strict=True)
+    ]
+    output = tmp_path / "merged.geojson"
+    for newer in parts:
+        order = [replace(p, newness=float(p is newer)) for p in parts]
+        merge_features(order, output, class_name="thing", kind="areas", overwrite=True)
+        shapes = on_plane(gpd.read_file(output))
+        assert shapely.area(shapes).sum() == pytest.approx(80_000, rel=1e-3)
+        whole = shapely.union_all(shapes)
+        assert shapely.area(whole ^ truth[0]) < 100
+
+
 def test_a_river_through_all_scenes_is_one(tmp_path: Path) -> None:
     truth = houses((-50, 400, 1050, 430))
     result = merge(tmp_path, truth, grid(1, 8, overlap=10), "areas")
