@@ -46,6 +46,7 @@ from geounet.planning import (
     NUMERICS_EPOCH,
     Recipe,
     check_recipe,
+    check_tiles,
     choose_lanes,
     fingerprint,
     make_recipe,
@@ -207,9 +208,11 @@ def settled(recipe: Recipe) -> Recipe:
 
     Raises:
         ConfigError: an option that is not allowed.
+        TilingError: the tile size does not fit the model.
         ModelError: the model cannot be loaded.
     """
     check_recipe(recipe)
+    check_tiles(recipe)
     threads = recipe.threads or 1
     lanes = min(available_cores() // threads, available_memory() // LANE_BYTES)
     return recipe.with_options(

@@ -461,6 +461,14 @@ class Foreman:
             return
         self._looked = now
         self.audience.pulse(self)
+        if not self.ledger.in_place and not self.stopping:
+            self._stop_for(
+                Failure(
+                    code="OUTPUT_UNWRITABLE",
+                    message=f"{self.ledger.path}: was removed while the batch ran; see "
+                    "to it that nobody changes that folder, and run it again",
+                )
+            )
         if not self.crew.connected:
             self.stopped_by = self.stopped_by or _cluster_lost()
             self._deadline = 0.0

@@ -79,7 +79,7 @@ class Headlines(Audience):
     def pulse(self, foreman: Foreman) -> None:
         """Show how many scenes are done, and how fast it goes."""
         now = time.monotonic()
-        if not sys.stderr.isatty() and now - self._spoke < EVERY:
+        if not self._progress.lively and now - self._spoke < EVERY:
             return
         self._spoke = now
         speed = foreman.pixels / 1e6 / max(now - self._began, 1e-3)

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from geounet.pipeline import (
     versions,
 )
 from geounet.planning import NUMERICS_EPOCH, Plan, Recipe, plan
+from geounet.progress import printable
 from geounet.recovery import Failure, failure_of
 from geounet.watchdog import timed_out, watched
 
@@ -136,6 +137,8 @@ def attend(task: Task) -> Answer:
             value = failure_of(error)
             if value.code == "BUG":
                 trace = traceback.format_exc()
+    if isinstance(value, Failure):
+        value = _named(value, task.job.path)
     return Answer(
         value=value,
         worker=who(),
@@ -145,6 +148,17 @@ def attend(task: Task) -> Answer:
         said=tuple(overheard.said),
         trace=trace,
     )
+
+
+def _named(failure: Failure, path: str) -> Failure:
+    """Return a failure whose message says of which file of the archive it is."""
+    whole = printable(path)
+    if whole in failure.message:
+        return failure
+    name = printable(Path(path).name)
+    if name in failure.message:  # and of several of this name?
+        return replace(failure, message=failure.message.replace(name, whole, 1))
+    return replace(failure, message=f"{whole}: {failure.message}")
 
 
 def _guarded(task: Task) -> Done | Plan | Scored | Failure:

@@ -277,6 +277,7 @@ class Ledger:
         self._read_only = read_only
         self._events = 0
         self._held = False
+        self._opened = path.stat()
 
     @classmethod
     def open(cls, path: str | Path, *, read_only: bool = False) -> Self:
@@ -294,6 +295,14 @@ class Ledger:
         path = Path(path).absolute()
         db = _connect_to_read(path) if read_only else _connect_to_write(path)
         return cls(path, db, read_only=read_only)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the file has its name still: not if somebody removed the folder."""
+        try:
+            return os.path.samestat(self.path.stat(), self._opened)
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Commit what waits, and leave one file that is no larger than it need be."""

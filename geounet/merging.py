@@ -486,7 +486,7 @@ def _ranks(parts: Sequence[Part], kind: Kind, prefer: Prefer) -> Ints:
     """
     certainty = [0.0] * len(parts)
     if prefer == "certain" and kind != "objects":
-        certainty = [_certainty(part.path, _MEASURED[kind]) for part in parts]
+        pass
     ways = [
         (-sure, -part.newness, part.name, str(part.path))
         for sure, part in zip(certainty, parts, strict=True)

@@ -36,6 +36,7 @@ from geounet.model import (
     Card,
     find_model,
     load_card,
+    load_model,
     select_bands,
     sha256_of,
 )
@@ -207,6 +208,28 @@ def check_recipe(recipe: Recipe) -> None:
         tell_of_risk(driver)
 
 
+def check_tiles(recipe: Recipe) -> None:
+    """Find out before an archive is begun what would be wrong with every scene of it.
+
+    Raises:
+        ConfigError: an overlap that is odd, or given without blending.
+        TilingError: the tile size does not fit the model.
+        ModelError: there are not as many bands as the model wants, or its weights do
+            not fit its card.
+    """
+    card = load_model(recipe.model).card
+    lay_grid(1, 1, recipe, **reach(card))
+    if recipe.bands is not None:
+        select_bands(card, recipe.bands, available=recipe.bands, name="a scene")
+
+
+def reach(card: Card) -> dict[str, int]:
+    """Return the stride and the halo of a card's network, in pixels."""
+    with torch.device("meta"):  # its layout alone: no weights are made
+        network = card.network()
+    return {"stride": network.stride, "halo": network.halo}
+
+
 @cache
 def tell_of_risk(driver: str) -> None:
     """Say once in a process what speaks against a format that is allowed."""
@@ -346,9 +369,7 @@ def plan(
     check_values(opened, card, recipe)
     working = fit_ground_size(opened, card, allow=recipe.allow_gsd)
     engine = make_engine(model, recipe)
-    with torch.device("meta"):  # its layout alone: no weights are made
-        network = card.network()
-    grid = lay_grid(working, recipe, stride=network.stride, halo=network.halo)
+    grid = lay_grid(working.height, working.width, recipe, **reach(card))
     blocks = grid.blocks(max(1, LARGEST_CORE // max(grid.core_shape)))
     made_from = {
         "input": input_identity(opened.path),
@@ -522,14 +543,16 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(str(index) for index in range(torch.cuda.device_count()))
 
 
-def lay_grid(scene: Scene, recipe: Recipe, *, stride: int, halo: int) -> TileGrid:
+def lay_grid(
+    height: int, width: int, recipe: Recipe, *, stride: int, halo: int
+) -> TileGrid:
     """Return the tile grid of a scene, fitted to it unless a tile size is given.
 
     Raises:
         ConfigError: an overlap that is odd, or given without blending.
         TilingError: the tile size does not fit the model.
     """
-    raster = {"height": scene.height, "width": scene.width, "stride": stride}
+    raster = {"height": height, "width": width, "stride": stride}
     if recipe.blend != "crop":
         return blended_grid(recipe, raster, halo)
     if recipe.overlap is not None:

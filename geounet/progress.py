@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +18,13 @@ PLAIN_SECONDS = 10.0
 """Least time between two plain lines of one stage."""
 UNITS = {"infer": "px"}
 """What a stage counts."""
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Go on where nobody listens any more: a closed terminal, a full disk behind it."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        yield
 
 
 class Progress:
@@ -31,22 +40,30 @@ class Progress:
     def say(self, text: str, *, always: bool = False) -> None:
         """Print a line; with --quiet only what must be said."""
         if always or not self._quiet:
-            sys.stderr.write(f"{text}\n")
-            sys.stderr.flush()
+            with _unheard():
+                sys.stderr.write(f"{text}\n")
+                sys.stderr.flush()
 
     def report(self, stage: str, done: int, total: int) -> None:
         """Show how far a stage is; the form that the library calls."""
         if self._quiet:
             return
-        if sys.stderr.isatty():
-            self._draw(stage, done, total)
-        else:
-            self._line(stage, done, total)
+        with _unheard():
+            if self.lively:
+                self._draw(stage, done, total)
+            else:
+                self._line(stage, done, total)
+
+    @property
+    def lively(self) -> bool:
+        """Whether there is a terminal, on which a bar can move."""
+        return sys.stderr is not None and sys.stderr.isatty()
 
     def close(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
-            self._bar.close()
+            with _unheard():
+                self._bar.close()
             self._bar = None
         self._stage = ""
 

@@ -7,6 +7,7 @@ run or where its state is kept: an archive asks, and does what it is told.
 from __future__ import annotations
 
 import errno
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -137,12 +138,26 @@ class Breaker:
         return self.alike >= self.row or self.first <= self._ended == self.alike
 
 
+REMEDIES = {
+    "BUG": "this is a fault of geounet: report it with the log",
+    "DEVICE_SICK": "look at nvidia-smi and at the system's log",
+    "DISK_FULL": "make room, and run it again",
+    "FD_LIMIT": "raise the limit with ulimit -n 4096, and run it again",
+    "IO_ERROR": "look at the disk or the network, and run it again",
+    "OUTPUT_UNWRITABLE": "see to it that the output folder can be written to",
+    "OUT_OF_MEMORY": "give it more with fewer --workers, or a smaller --tile-size",
+}
+"""What to do about trouble that others put into words."""
+
+
 def failure_of(error: BaseException) -> Failure:
     """Return the code and the one line of whatever a task raised."""
     if isinstance(error, GeounetError):
         return Failure(code=error.code, message=str(error))
+    code = _code_of(error)
     message = " ".join(f"{type(error).__name__}: {error}".split())
-    return Failure(code=_code_of(error), message=message)
+    remedy = f"; {REMEDIES[code]}" if code in REMEDIES else ""
+    return Failure(code=code, message=message + remedy)
 
 
 _ERRNOS = {
@@ -182,6 +197,9 @@ def _code_of(error: BaseException) -> str:
         if isinstance(each, OSError) and each.errno in _ERRNOS:
             return _ERRNOS[each.errno]
         text = str(each).lower()
+        for number, code in _ERRNOS.items():
+            if os.strerror(number).lower() in text:
+                return code
         if isinstance(each, MemoryError) or any(word in text for word in _NO_MEMORY):
             return "OUT_OF_MEMORY"
         if isinstance(each, RuntimeError) and any(word in text for word in _SICK):

@@ -256,7 +256,7 @@ def test_blended_tiles_without_a_valid_pixel_cost_no_pass(
 
 
 def laid(scene: Scene, **options: Any) -> TileGrid:
-    return lay_grid(scene, Recipe(**options), stride=2, halo=8)
+    return lay_grid(scene.height, scene.width, Recipe(**options), stride=2, halo=8)
 
 
 @EACH_RAMP

@@ -409,7 +409,7 @@ def test_houses_side_by_side_at_a_seam_stay_two(tmp_path: Path) -> None:
     assert result.merged.joined == 0
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_houses_on_a_small_grid_survive_any_cut(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -538,7 +538,7 @@ def test_a_river_through_all_scenes_is_one(tmp_path: Path) -> None:
     assert len(result.shapes[0].exterior.coords) == 5
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_areas_of_a_small_grid_survive_any_cut(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
