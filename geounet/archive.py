@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from geounet.accounts import write_accounts
+from geounet.atlas import write_atlas
 from geounet.errors import (
     ConfigError,
     GeounetError,
@@ -34,6 +35,7 @@ from geounet.errors import (
     OutputError,
 )
 from geounet.foreman import Audience, Foreman
+from geounet.formats import format_of
 from geounet.inference import best_precision, resolve_device
 from geounet.interrupts import Interrupts, listening
 from geounet.jobs import Introduction, Job, deciding_versions, introduce
@@ -41,6 +43,7 @@ from geounet.ledger import Ledger, SceneRow, claim_of
 from geounet.listing import Listed, list_scenes
 from geounet.locking import locked
 from geounet.model import find_model, sha256_of
+from geounet.mosaics import Prefer
 from geounet.pipeline import sweep_staging, versions
 from geounet.planning import (
     NUMERICS_EPOCH,
@@ -126,6 +129,7 @@ def run_archive(
     breaker: bool = True,
     timeout: float | None = None,
     fail_on: str = "any",
+    merge: Prefer | None = None,
     audience: Audience | None = None,
     **options: Any,
 ) -> Summary:
@@ -149,6 +153,9 @@ def run_archive(
             given, 10 minutes or 20 times as long as the others take.
         fail_on: ``any``, ``none`` or a percentage: how many bad scenes make the exit
             code 1.
+        merge: also join the features of all scenes into one layer for each class,
+            ``merged_CLASS``, in which the ``newest`` scene or the most ``certain``
+            features win where scenes overlap.
         audience: who is told of what happens.
         **options: fields of `geounet.planning.Recipe`.
 
@@ -190,6 +197,8 @@ def run_archive(
             code = _exit_code(tally, interrupts, tolerated)
             if not tally.left:
                 sweep_staging(output)
+                if merge and not _merge(output, ledger, recipe, merge, run.audience):
+                    code = EXIT_STOPPED
         except (ConfigError, ModelError):
             code = EXIT_USAGE
             raise
@@ -508,6 +517,27 @@ def tidy(output: Path) -> None:
     shutil.rmtree(books / "notes", ignore_errors=True)
     for probe in books.glob("probe-*"):
         probe.unlink(missing_ok=True)
+
+
+def _merge(
+    output: Path, ledger: Ledger, recipe: Recipe, prefer: Prefer, audience: Audience
+) -> bool:
+    """Join the features of all scenes; what goes wrong is said and loses no scene."""
+    try:
+        merged = write_atlas(
+            output,
+            output / BOOKS,
+            ledger,
+            prefer=prefer,
+            format=format_of(recipe.format),
+            report=audience.report,
+        )
+    except GeounetError as error:
+        log.error("the scenes are done, but not merged: %s", error)
+        return False
+    for name, counts in merged.items():
+        audience.event("merged", class_name=name, **asdict(counts))
+    return True
 
 
 def close_books(output: Path, ledger: Ledger, summary: Summary) -> None:

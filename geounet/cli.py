@@ -480,6 +480,12 @@ def export(
     default="any",
     help="How many bad scenes make the exit code 1.",
 )
+@click.option(
+    "--merge",
+    type=click.Choice(["newest", "certain"]),
+    help="Also join the features of all scenes into one layer a class, merged_CLASS; "
+    "where scenes overlap, the newest or the most certain is believed.",
+)
 @click.option("--log-json", type=PATH, help="Write every event here, as JSON lines.")
 @click.option(
     "--dry-run",
@@ -521,6 +527,7 @@ def batch(
       geounet batch 'scenes/2024/**/*.tif' -o out/ --workers 4 --log-json out/log.jsonl
       geounet batch list.txt -o out/ --pipeline archive
       geounet batch scenes/ -o out/ --retry quarantined
+      geounet batch scenes/ -o out/ --pipeline buildings --merge newest
     """
     from geounet.accounts import JsonLog
     from geounet.archive import run_archive

@@ -14,7 +14,7 @@ import logging
 import shutil
 import time
 import uuid
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,6 +77,9 @@ class Audience:
 
     def event(self, name: str, **facts: Any) -> None:
         """Hear of something worth writing down."""
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Hear how far a stage is that is no scene's."""
 
 
 @dataclass(slots=True, eq=False)
@@ -147,7 +150,7 @@ class Foreman:
         self._numbers = itertools.count()
         self._run = uuid.uuid4().hex[:8]
         self._took: deque[float] = deque(maxlen=500)
-        self._sick: Counter[str] = Counter()
+        self._sick: defaultdict[str, list[int]] = defaultdict(list)
         self._staffed = self._looked = time.monotonic()
         self._deadline: float | None = None
         self._heard = 0
@@ -274,9 +277,9 @@ class Foreman:
         if answer.trace:
             log.error("%s: %s", scene.row.path, answer.trace)
         if not isinstance(answer.value, Failure):
-            self._sick[answer.gpu] = 0
+            self._sick[answer.gpu].clear()
         elif answer.value.code == "DEVICE_SICK":
-            self._heal(answer)
+            self._heal(scene, answer)
 
     def _take_value(self, scene: _Scene, answer: Answer) -> None:
         match answer.value:
@@ -322,10 +325,14 @@ class Foreman:
             message=f"{scene.row.path}: no answer from a worker: {what}",
         )
 
-    def _heal(self, answer: Answer) -> None:
-        """Replace the process of a sick device, or let it go for good."""
-        self._sick[answer.gpu] += 1
-        for_good = self._sick[answer.gpu] >= SICK
+    def _heal(self, scene: _Scene, answer: Answer) -> None:
+        """Replace the process of a sick device, or let it go for good.
+
+        A scene may be what makes a device fail: one alone proves nothing.
+        """
+        found_by = self._sick[answer.gpu]
+        found_by.append(scene.row.id)
+        for_good = len(found_by) >= SICK and len(set(found_by)) > 1
         for address, name in self.crew.ask_all(who).items():
             if name == answer.worker:
                 self.crew.replace(address, for_good=for_good)

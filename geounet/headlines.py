@@ -86,6 +86,10 @@ class Headlines(Audience):
         stage = f"scenes ({self._bad} bad, {speed:.1f} Mpx/s)"
         self._progress.report(stage, foreman.ended.total(), self._selected)
 
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Show it."""
+        self._progress.report(stage, done, total)
+
     def event(self, name: str, **facts: Any) -> None:
         """Write it to the log file; say what a person has to know."""
         if self._journal:
@@ -96,6 +100,12 @@ class Headlines(Audience):
                 f"finishing the {facts['tasks']} tasks at work, for {GRACE:.0f} s at "
                 "most; what they have staged is kept. Interrupt again to stop at once.",
                 always=True,
+            )
+        elif name == "merged":
+            self._progress.close()
+            self._progress.say(
+                f"merged {facts['class_name']}: {facts['features']} features, "
+                f"{facts['dropped']} seen twice, {facts['joined']} joined"
             )
         elif name in {"again", "smaller", "alone"}:
             log.info("%s: [%s] %s", name, facts["code"], facts["message"])

@@ -45,7 +45,7 @@ from geounet.formats import FORMATS
 log = logging.getLogger(__name__)
 
 SUFFIXES = frozenset({".tif", ".tiff"})
-OURS = frozenset({"batch", "failures", "quarantine", "report", "scenes"})
+OURS = frozenset({"batch", "failures", "merged", "quarantine", "report", "scenes"})
 """Names of an archive's own reports, in the output folder itself."""
 BOOKKEEPING = ".geounet"
 """The folder by which an output folder is known."""

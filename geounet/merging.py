@@ -342,7 +342,6 @@ class _Merge:
         self, scene: int, held: Pieces, links: Ints, new: Pieces
     ) -> tuple[Pieces, Ints]:
         """Put the pieces of a scene to those that wait for it."""
-        new = self.rule.held(new)
         (waiting,) = np.nonzero(held.due >= scene)
         found = self.rule.links(new, held.take(waiting))
         found[:, 0] += len(held)
@@ -486,7 +485,7 @@ def _ranks(parts: Sequence[Part], kind: Kind, prefer: Prefer) -> Ints:
     """
     certainty = [0.0] * len(parts)
     if prefer == "certain" and kind != "objects":
-        pass
+        certainty = [_certainty(part.path, _MEASURED[kind]) for part in parts]
     ways = [
         (-sure, -part.newness, part.name, str(part.path))
         for sure, part in zip(certainty, parts, strict=True)

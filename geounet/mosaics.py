@@ -69,8 +69,6 @@ class Pieces:
     """(n, c) what the file says of it."""
     due: Ints
     """(n,) the last scene that comes near it; -1 where none does but its own."""
-    ends: Bools
-    """(n, 2) whether a line may go on from its ends in another scene."""
 
     def __len__(self) -> int:
         return len(self.scene)
@@ -94,7 +92,6 @@ class Pieces:
             changed=_parts(geometry) != _parts(original),
             numbers=numbers,
             due=np.full(count, -1),
-            ends=np.zeros((count, 2), bool),
         )
 
     @classmethod
@@ -250,9 +247,6 @@ class Rule(Protocol):
             pieces: some features of one scene, as they are in its file.
         """
 
-    def held(self, pieces: Pieces) -> Pieces:
-        """Return what of a scene waits for others, as it does so."""
-
     def links(self, new: Pieces, old: Pieces) -> Ints:
         """Return (m, 4) which of one scene may be one with which of earlier ones.
 
@@ -322,10 +316,6 @@ class Objects:
     def met(self, pieces: Pieces) -> Pieces:
         """Return all, with what is due when."""
         return _due(self.mosaic, pieces, self.reach)
-
-    def held(self, pieces: Pieces) -> Pieces:
-        """Return them as they are."""
-        return pieces
 
     def links(self, new: Pieces, old: Pieces) -> Ints:
         """Find what is one object, or a half of it beyond a seam."""
@@ -479,10 +469,6 @@ class Areas:
             own.numbers[at, edge] = self.mosaic.cut_by_edge(own.geometry[at])
         return _due(self.mosaic, own, self.reach)
 
-    def held(self, pieces: Pieces) -> Pieces:
-        """Return them as they are."""
-        return pieces
-
     def links(self, new: Pieces, old: Pieces) -> Ints:
         """Find what goes on across a seam."""
         one, other = _pairs(self.mosaic, new, old, self.reach)
@@ -529,30 +515,18 @@ class Lines:
     """Pixels between two ends, or a quarter of the width if that is more."""
 
     def met(self, pieces: Pieces) -> Pieces:
-        """Return what lies on the scene's own ground, and which ends are at a seam."""
+        """Return what lies on the scene's own ground."""
         own = _own(self.mosaic, pieces, shapely.length, power=1)
-        points, lines, _ = _ends(own, np.ones((len(own), 2), bool))
-        # twice as far, for what crowds an end to be near too
-        reach = 2 * self._reach(own)[lines]
+        points, lines, _ = _ends(own)
+        reach = self._reach(own)[lines]
         which, others = self.mosaic.near(points, own.scene[lines], reach)
         np.maximum.at(own.due, lines[which], others)
         return own
 
-    def held(self, pieces: Pieces) -> Pieces:
-        """Mark the ends that may go on: those with no other end of the scene beside."""
-        points, lines, sides = _ends(pieces, np.ones((len(pieces), 2), bool))
-        crowd, _ = shapely.STRtree(points).query(
-            points, "dwithin", distance=self._reach(pieces)[lines]
-        )
-        lonely = np.bincount(crowd, minlength=len(points)) == 1  # itself
-        ends = np.zeros((len(pieces), 2), bool)
-        ends[lines[lonely], sides[lonely]] = True
-        return replace(pieces, ends=ends)
-
     def links(self, new: Pieces, old: Pieces) -> Ints:
         """Find the ends that are near each other."""
-        points, line, end = _ends(new, new.ends)
-        others, others_line, others_end = _ends(old, old.ends)
+        points, line, end = _ends(new)
+        others, others_line, others_end = _ends(old)
         reach = self._reach(new)[line]
         one, other = shapely.STRtree(others).query(points, "dwithin", distance=reach)
         near = shapely.distance(points[one], others[other])
@@ -762,8 +736,9 @@ def _contested(
     return [mosaic.word if contested else ONLY for contested in several]
 
 
-def _ends(pieces: Pieces, which: Bools) -> tuple[Geometries, Ints, Ints]:
-    """Return points of (m,) ends, of which lines they are, and which of the two."""
-    lines, sides = np.nonzero(which)
+def _ends(pieces: Pieces) -> tuple[Geometries, Ints, Ints]:
+    """Return points of (2n,) ends, of which lines they are, and which of the two."""
+    lines = np.repeat(np.arange(len(pieces)), 2)
+    sides = np.tile([0, 1], len(pieces))
     points = shapely.get_point(pieces.geometry[lines], -sides)  # 0 and -1
     return points, lines, sides

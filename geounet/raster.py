@@ -1044,20 +1044,20 @@ def _directories(path: Path) -> Iterator[dict[int, int]]:
             for layout in (("Q", "Q", "HHQ8s") if big else ("I", "H", "HHI4s"))
         )
         (offset,) = place.unpack_from(start, place.size)
-        for _ in range(_MAX_DIRECTORIES):
-            if offset == 0:
-                return
+        left = _MAX_ENTRIES  # directories may overlap, and point in a circle
+        while offset and left > 0:
             file.seek(offset)
             (entries,) = count.unpack(file.read(count.size))
-            table = file.read(min(entries, 2**16) * entry.size)
+            table = file.read(min(entries, left) * entry.size)
             yield {
                 tag: int.from_bytes(value[: _TIFF_SIZES.get(kind, 0)], order)
                 for tag, kind, _, value in entry.iter_unpack(table)
             }
             (offset,) = place.unpack(file.read(place.size))
+            left -= entries + 1
 
 
-_MAX_DIRECTORIES = 256
+_MAX_ENTRIES = 2**18
 _TIFF_SIZES = {1: 1, 3: 2, 4: 4, 16: 8}  # bytes of each type of whole number
 
 

@@ -114,7 +114,7 @@ def rehearse(
         ModelError: the model cannot be loaded.
         LedgerError: what is known of the archive cannot be read.
     """
-    for name in ("breaker", "timeout", "fail_on"):
+    for name in ("breaker", "timeout", "fail_on", "merge"):
         options.pop(name, None)
     recipe = settled(make_recipe(pipeline, {"processes": True} | options))
     recipe = on_device(recipe, resolve_device(recipe.device))

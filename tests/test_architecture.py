@@ -94,7 +94,7 @@ LAYERS = [
         "mosaics",
     },
     {"augmentation", "optimisation", "planning", "vectors", "evaluation", "merging"},
-    {"pipeline", "batches", "tasks", "scoretable"},
+    {"pipeline", "batches", "tasks", "scoretable", "atlas"},
     {"training", "jobs", "demo", "doctor", "forecast"},
     {"folds", "foreman"},
     {"archive"},

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from affine import Affine
 
 from geounet import jobs
 from geounet.archive import BOOKS, Summary, agreed, outputs_whole, run_archive, settled
@@ -485,3 +486,30 @@ def test_outputs_are_whole_only_with_the_sizes_that_they_had(
     assert outputs_whole(out, row)
     (out / "a_water.geojson").write_text("")
     assert not outputs_whole(out, row)
+
+
+# --- one layer of all -------------------------------------------------------------
+
+
+def test_features_of_all_scenes_become_one_layer_for_each_class(
+    write_raster: WriteRaster, tmp_path: Path, run_all: RunAll, out: Path
+) -> None:
+    import geopandas
+
+    whole = textured(60, 100)
+    write_raster(whole[:, :, :60], name="two/west.tif")
+    east = Affine(2, 0, 500_000 + 80, 0, -2, 5_000_000)
+    write_raster(whole[:, :, 40:], name="two/east.tif", transform=east)
+    summary = run_all(tmp_path / "two", merge="newest")
+    assert summary.exit_code == 0
+    merged = geopandas.read_file(out / "merged_water.geojson")
+    one_by_one = [
+        len(geopandas.read_file(out / f"{stem}_water.geojson"))
+        for stem in ("west", "east")
+    ]
+    assert max(one_by_one) < len(merged) < sum(one_by_one)
+    before = (out / "merged_water.geojson").stat().st_mtime_ns
+    assert run_all(tmp_path / "two", merge="newest").exit_code == 0
+    assert (out / "merged_water.geojson").stat().st_mtime_ns == before
+    run_all(tmp_path / "two", merge="certain")
+    assert (out / "merged_water.geojson").stat().st_mtime_ns > before

@@ -922,6 +922,17 @@ def test_a_mask_as_large_as_no_block_may_be_is_refused(
     assert caught.value.code == "BLOCK_TOO_LARGE"
 
 
+def test_directories_in_a_circle_are_left(write_raster: WriteRaster) -> None:
+    path = write_raster(noise(1, 20, 30))
+    data = bytearray(path.read_bytes())
+    (first,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, first)
+    struct.pack_into("<I", data, first + 2 + 12 * entries, first)
+    path.write_bytes(data)
+    met = sum(1 for _ in raster._directories(path))
+    assert met == pytest.approx(2**18 / (entries + 1), abs=1)
+
+
 def place_of(data: bytes, index: int, tag: int) -> int:
     """Where the value of a tag is in a little-endian TIFF's directory."""
     (offset,) = struct.unpack_from("<I", data, 4)
@@ -1282,7 +1293,8 @@ def test_the_reason_is_found_wherever_gdal_hides_it(
     def fail(*_: Any, **__: Any) -> None:
         raised = error
         for _number in range(causes):
-            wrapped = RasterioError("See previous exception for details.")
+            said = f"{scene.path}: See previous exception for details."
+            wrapped = RasterioError(said)
             wrapped.__cause__ = raised
             raised = wrapped
         raise raised
@@ -1387,31 +1399,41 @@ def test_a_picture_is_placed_by_what_lies_beside_it(
         transform=Affine.identity(),
     )
     path.with_name("a.pgw").write_text(WORLD)
+    path.with_name("a.png.aux.xml").write_text(AUX)
+    assert Scene.open(path, drivers=("PNG",)).crs == CRS.from_epsg(32650)
     scene = Scene.open(path, assume_crs="EPSG:32633", drivers=("PNG",))
+    assert scene.crs == UTM
     assert scene.transform == Affine(3, 0, 98.5, 0, -3, 201.5)
     assert "a.pgw" in caplog.text
 
 
-@pytest.mark.parametrize("suffix", [".msk", ".MSK", ".Msk"])
+FLAGS = "".join(f'<MDI key="INTERNAL_MASK_FLAGS_{i}">2</MDI>' for i in (1, 2, 3))
+MASK = f"""<VRTDataset rasterXSize="30" rasterYSize="20"><Metadata>{FLAGS}</Metadata>
+<VRTRasterBand dataType="Byte" band="1"/></VRTDataset>"""
+
+
+@pytest.mark.parametrize(("driver", "name"), [("GTiff", "a.tif"), ("PNG", "a.png")])
+def test_a_mask_of_a_name_that_is_not_looked_at_is_none_to_gdal_either(
+    write_raster: WriteRaster, driver: str, name: str
+) -> None:
+    pixels, nowhere = noise(3, 20, 30), Affine.identity()
+    path = write_raster(pixels, name=name, driver=driver, crs=None, transform=nowhere)
+    path.with_name(f"{name}.Msk").write_text(MASK)
+    with raster._open_quietly(path, driver) as src:
+        assert src.mask_flag_enums[0] == [MaskFlags.per_dataset]
+    scene = Scene.open(path, georeferenced=False, drivers=(driver,))
+    assert scene.masked_by == "nothing"
+
+
+@pytest.mark.parametrize("suffix", [".msk", ".MSK"])
 def test_a_mask_beside_a_scene_must_be_a_tiff(
     write_raster: WriteRaster, suffix: str
 ) -> None:
-    other = write_raster(noise(1, 20, 30), name="other.tif")
     path = write_raster(noise(3, 20, 30))
     mask = path.with_name(f"scene.tif{suffix}")
-    flags = "".join(f'<MDI key="INTERNAL_MASK_FLAGS_{i}">2</MDI>' for i in (1, 2, 3))
-    mask.write_text(
-        '<VRTDataset rasterXSize="30" rasterYSize="20">'
-        f"<Metadata>{flags}</Metadata>"
-        '<VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
-        f'<SourceFilename relativeToVRT="1">{other.name}</SourceFilename>'
-        "</SimpleSource></VRTRasterBand></VRTDataset>"
-    )
+    mask.write_text(MASK)
     with rasterio.open(path) as src:  # GDAL by itself would follow it
         assert src.mask_flag_enums[0] == [MaskFlags.per_dataset]
-    if suffix == ".Msk":  # which we do not look at, and have GDAL not look at
-        assert Scene.open(path).masked_by == "nothing"
-        return
     with pytest.raises(RasterError, match=r"(?i)msk.* a GDAL VRT") as caught:
         Scene.open(path)
     assert caught.value.code == "DRIVER_NOT_ALLOWED"
