@@ -469,13 +469,7 @@ class Foreman:
         self._looked = now
         self.audience.pulse(self)
         if not self.ledger.in_place and not self.stopping:
-            self._stop_for(
-                Failure(
-                    code="OUTPUT_UNWRITABLE",
-                    message=f"{self.ledger.path}: was removed while the batch ran; see "
-                    "to it that nobody changes that folder, and run it again",
-                )
-            )
+            self._stop_for(_removed(self.ledger.path))
         if not self.crew.connected:
             self.stopped_by = self.stopped_by or _cluster_lost()
             self._deadline = 0.0
@@ -498,6 +492,8 @@ class Foreman:
             self.ledger.returned(scene.row.id, count_attempt=False)
         if self._tasks:
             self.crew.abandon()
+        if not self.ledger.in_place:
+            self.stopped_by = self.stopped_by or _removed(self.ledger.path)
         if self.stopped_by and self.stopped_by.code == "BREAKER" and self._breaker:
             self._relent(self._breaker.code)
         self.ledger.flush()
@@ -519,6 +515,14 @@ class Foreman:
 
     def _open_ids(self) -> set[int]:
         return {id(scene) for scene in self._open}
+
+
+def _removed(path: Path) -> Failure:
+    return Failure(
+        code="OUTPUT_UNWRITABLE",
+        message=f"{path}: was removed while the batch ran; see to it that nobody "
+        "changes that folder, and run it again",
+    )
 
 
 def _cluster_lost() -> Failure:
