@@ -96,7 +96,8 @@ RESUMABLE = frozenset(
 )
 """Codes of trouble that is neither the scene's nor the model's: what was staged before
 it came is good."""
-_STAGING = r"\.[0-9a-f]{12}\.parts"
+_PARTS = re.compile(r"\..+\.parts", re.DOTALL)
+_PLAN = re.compile(r"[0-9a-f]{12}")
 _PARTIAL = re.compile(r"\..+\.\d+\.[0-9a-f]{12}\.partial(\..+)?", re.DOTALL)
 
 
@@ -186,7 +187,7 @@ def skipped(work: Plan) -> Result:
 
     A run that was killed when all was done but the tidying up is tidied up after.
     """
-    shutil.rmtree(work.staging, ignore_errors=True)
+    _remove(work.staging)
     receipt = read_receipt(work.receipt)
     return Result(
         scene=work.scene.path,
@@ -411,9 +412,9 @@ def _may_replace(
 
 def stagings(work: Plan) -> list[Path]:
     """List the staging folders of a scene, whatever plan they were made for."""
-    ours = re.compile(rf"\.{re.escape(work.stem)}{_STAGING}")
-    there = work.output.iterdir() if work.output.is_dir() else ()
-    return sorted(path for path in there if ours.fullmatch(path.name))
+    folder = work.staging.parent
+    there = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in there if _PLAN.fullmatch(path.name))
 
 
 def discard(staging: Path) -> None:
@@ -421,14 +422,21 @@ def discard(staging: Path) -> None:
 
     Without it nobody would know whose the outputs are that have their places already.
     """
-    stem = re.sub(_STAGING + r"\Z", "", staging.name[1:])
+    stem = staging.parent.name[1:].removesuffix(".parts")
     receipt = staging / f"{stem}.json"
-    if not receipt.exists() or (staging.parent / receipt.name).exists():
-        shutil.rmtree(staging, ignore_errors=True)
+    if not receipt.exists() or (staging.parents[1] / receipt.name).exists():
+        _remove(staging)
         return
     for path in staging.iterdir():
         if path != receipt:
             path.unlink(missing_ok=True)
+
+
+def _remove(staging: Path) -> None:
+    """Remove a staging folder, and the one above it unless another plan has one."""
+    shutil.rmtree(staging, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        staging.parent.rmdir()
 
 
 def _supersede(folder: Path, work: Plan) -> None:
@@ -466,7 +474,7 @@ def publish(work: Plan, described: Mapping[str, Any]) -> None:
         # the receipt after them: as long as it is there, they are known to be ours
         instead_of=[*leftovers(work, work.receipt), work.receipt],
     )
-    shutil.rmtree(work.staging, ignore_errors=True)
+    _remove(work.staging)
 
 
 def leftovers(work: Plan, receipt: Path) -> list[Path]:
@@ -517,21 +525,42 @@ def sweep_staging(folder: Path, keep: Collection[Path] = ()) -> int:
         keep: staging folders that stay, since they will be gone on with.
 
     Returns:
-        How many folders and files were removed.
+        How many staging folders and files were removed.
     """
     removed = 0
     for here, folders, files in os.walk(folder):
-        stale = [n for n in folders if re.fullmatch(r"\..+" + _STAGING, n, re.DOTALL)]
-        folders[:] = [name for name in folders if name not in stale]
-        for path in (Path(here, name) for name in stale):
-            if path not in keep and not path.is_symlink():
-                discard(path)
-                removed += 1
+        ours = {name for name in folders if _holds_stagings(Path(here, name))}
+        folders[:] = [name for name in folders if name not in ours]
+        removed += sum(_sweep(Path(here, name), keep) for name in ours)
         for name in filter(_PARTIAL.fullmatch, files):
             with contextlib.suppress(OSError):
                 Path(here, name).unlink()
                 removed += 1
     return removed
+
+
+def _holds_stagings(folder: Path) -> bool:
+    """Tell whether a folder is for the staging folders of a scene, and nothing else."""
+    if not _PARTS.fullmatch(folder.name) or folder.is_symlink():
+        return False
+    try:
+        with os.scandir(folder) as entries:
+            return all(
+                _PLAN.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+                for entry in entries
+            )
+    except OSError:
+        return False
+
+
+def _sweep(folder: Path, keep: Collection[Path]) -> int:
+    """Discard the staging folders of a scene; returns how many."""
+    stale = [path for path in folder.iterdir() if path not in keep]
+    for path in stale:
+        discard(path)
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # if a kill came before there was one in it, or after
+    return len(stale)
 
 
 # --- time ---------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -274,7 +274,7 @@ class Plan:
         """Path of the receipt, which is written last."""
         return self.path(".json")
 
-    @property
+    @cached_property
     def outputs(self) -> dict[str, Path]:
         """Every file that the run leaves, by role, the receipt apart."""
         files = {"mask": self.path("_mask.tif")}
@@ -299,10 +299,14 @@ class Plan:
         apart = lines and not FORMATS[self.recipe.format].layers
         return [name, f"{name}_nodes"] if apart else [name]
 
-    @property
+    @cached_property
     def staging(self) -> Path:
-        """Folder for parts and unfinished outputs, beside where they will be."""
-        return self.output / f".{self.stem}.{fingerprint(self.made_from)[:12]}.parts"
+        """Folder for parts and unfinished outputs, near where they will be.
+
+        Those of all plans for a scene share a folder, so that nobody has to look for
+        them among the outputs of ten thousand others.
+        """
+        return self.output / f".{self.stem}.parts" / fingerprint(self.made_from)[:12]
 
     def describe(self) -> str:
         """Say in a few lines what would be done."""

@@ -160,7 +160,9 @@ class Shim:
 
     def clear(self) -> None:
         """Forget what was noted."""
-        np.zeros(STATE_WORDS, np.int64).tofile(self.state)
+        self.state.touch()
+        with self.state.open("r+b") as file:  # mapped into memory: never cut it short
+            file.write(bytes(8 * STATE_WORDS))
         self.log.write_bytes(b"")
         shutil.rmtree(self.grave, ignore_errors=True)
         self.grave.mkdir()

@@ -287,6 +287,8 @@ class Job:
     server: Server
     name: str
     arguments: dict[str, Any]
+    below: str = ""
+    """A folder of the output, if only calls on files in it count."""
     golden: dict[str, str] = field(default_factory=dict)
     calls: int = 0
 
@@ -297,7 +299,7 @@ class Job:
         return replace(self, golden=contents(folder), calls=trial.calls)
 
     def do(self, output: Path, **fault: Any) -> Trial:
-        where = {"folder": output.parent} | fault
+        where = {"folder": output / self.below} | fault
         return self.server.do(self.name, output=str(output), **self.arguments, **where)
 
     def complaints(
@@ -507,7 +509,8 @@ def resize(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-LINES_AND_ALL = {"building": {"simplify": 5.0}, "water": {"geometry": "line"}}
+BY_MAPS = {"building": {"simplify": 5.0}, "water": {"geometry": "line"}}
+"""Rules for which files are mapped into memory and written there."""
 
 
 @pytest.mark.parametrize(
@@ -516,7 +519,7 @@ LINES_AND_ALL = {"building": {"simplify": 5.0}, "water": {"geometry": "line"}}
         (150, {}),
         pytest.param(8, {}, marks=pytest.mark.slow),
         pytest.param(24, {"scores": True, "format": "gpkg"}, marks=pytest.mark.slow),
-        pytest.param(24, {"features": LINES_AND_ALL}, marks=pytest.mark.slow),
+        pytest.param(8, {"features": BY_MAPS}, marks=pytest.mark.slow),
     ],
 )
 def test_a_disk_that_fills_up_is_always_noticed(
@@ -686,4 +689,15 @@ def test_whichever_call_of_a_batch_fails_the_next_run_makes_up_for_it(
 def test_whichever_of_many_calls_of_a_batch_fails_the_next_run_makes_up_for_it(
     batch: Batch, place: Path, fault: str
 ) -> None:
-    suffer(batch, fault, range(1, batch.calls + 1, 5), place)
+    suffer(batch, fault, range(1, batch.calls + 1, 7), place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whichever_call_on_the_books_of_a_batch_fails_the_next_run_makes_up_for_it(
+    batch: Batch, place: Path, fault: str
+) -> None:
+    """Above all the commits of its ledger."""
+    books = replace(batch, below=BOOKS).undisturbed(place / "golden")
+    assert 50 < books.calls < batch.calls
+    suffer(books, fault, range(1, books.calls + 1, 3), place)

@@ -57,7 +57,8 @@ def staged(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     sizes: Counter[str] = Counter()
 
     def rmtree(path: Path, **options: Any) -> None:
-        for file in Path(path).glob("*-*.*") if str(path).endswith(".parts") else ():
+        staging = Path(path).parent.name.endswith(".parts")
+        for file in Path(path).glob("*-*.*") if staging else ():
             kind = "trace" if file.suffix == ".trace" else file.name.partition("-")[0]
             sizes[kind] += file.stat().st_size
         remove(path, **options)

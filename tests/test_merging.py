@@ -24,7 +24,7 @@ from geounet.files import write_features
 from geounet.formats import FORMATS
 from geounet.ground import Outlines, geodesic_area, geodesic_length, on_ground
 from geounet.matching import match
-from geounet.merging import Merged, Part, find_parts, imagery_of, merge_features
+from geounet.merging import Kind, Merged, Part, find_parts, imagery_of, merge_features
 from geounet.seams import chained, chains
 from tests.conftest import WriteRaster
 
@@ -381,6 +381,41 @@ def test_a_house_that_no_scene_has_whole_is_put_together(tmp_path: Path) -> None
     assert row.score_mean == pytest.approx((250 * 1 + 50 * 0.5) / 300, abs=1e-3)
     assert row.score_max == 1
     assert_a_town_again(result.shapes, truth)
+
+
+def test_a_hall_that_two_scenes_share_little_of_is_one(tmp_path: Path) -> None:
+    truth = houses((300, 100, 700, 180))
+    for overlap in (20, 3, 1, 0):
+        result = merge(tmp_path, truth, grid(1, 2, overlap=overlap), "objects")
+        assert result.merged == Merged(features=1, dropped=0, joined=1)
+        assert_a_town_again(result.shapes, truth)
+
+
+def test_what_all_scenes_cut_alike_is_not_joined(tmp_path: Path) -> None:
+    """They are a third of a pixel off, and that is no ground that one saw alone."""
+    truth = houses((-20, 100, 40, 180))
+    scenes = [
+        replace(scene, name=f"y{n}", ground=shapely.box(n / 3, 0, 500, 500), newness=n)
+        for n in (0, 1)
+        for scene in grid(1, 1)
+    ]
+    result = merge(tmp_path, truth, scenes, "objects")
+    assert result.layer.chosen.tolist() == ["newest"]
+    assert result.layer.touches_edge.tolist() == [True]
+
+
+def test_a_polygon_that_crosses_itself_is_no_trouble(tmp_path: Path) -> None:
+    truth = houses((450, 50, 480, 90), (440, 200, 480, 240))
+    parts = [export(tmp_path, truth, scene) for scene in two()]
+    item = json.loads(parts[0].path.read_text())
+    (ring,) = item["features"][1]["geometry"]["coordinates"]
+    ring[1], ring[2] = ring[2], ring[1]
+    parts[0].path.write_text(json.dumps(item))
+    kinds: list[Kind] = ["objects", "areas"]
+    for kind in kinds:
+        path = tmp_path / f"{kind}.fgb"
+        merged = merge_features(parts, path, class_name="thing", kind=kind)
+        assert merged.features == 2
 
 
 def test_a_house_with_two_wings_beyond_a_seam_is_one(tmp_path: Path) -> None:

@@ -211,12 +211,12 @@ def test_a_run_that_was_killed_is_done_again(
     receipt = first.receipt.read_bytes()
     first.receipt.unlink()
     work = plan(scene, tmp_path / "out", recipe=Recipe(model=str(model)))
-    work.staging.mkdir()
+    work.staging.mkdir(parents=True)
     with pytest.raises(OutputError, match="--overwrite"):
         go(scene)  # cut short before anything had its place: somebody else's outputs
     (work.staging / first.receipt.name).write_bytes(receipt)
     assert contents(go(scene)) == before
-    assert not work.staging.exists()
+    assert not work.staging.parent.exists()
 
 
 def test_a_run_that_fails_leaves_what_was_there_and_no_parts(

@@ -411,14 +411,13 @@ def staging(folder: Path, name: str) -> Path:
 
 HEX = "0123456789ab"
 OTHERS = (
-    f".scene.b.{HEX}.parts",  # of a scene called scene.b
-    f".other.{HEX}.parts",
-    f"scene.{HEX}.parts",
-    f".scene.{HEX[1:]}.parts",
-    f".scene.{HEX}.partsx",
-    f".scene.{HEX.upper()}.parts",
-    f".scene.{HEX}.{HEX}.parts",  # of a scene called scene.0123456789ab
-    ".scene.parts",
+    f".scene.b.parts/{HEX}",  # of a scene called scene.b
+    f".other.parts/{HEX}",
+    f"scene.parts/{HEX}",
+    f".scene.partsx/{HEX}",
+    f".scene.parts/{HEX[1:]}",
+    f".scene.parts/{HEX.upper()}",
+    ".scene.parts/x",
 )
 
 
@@ -426,7 +425,7 @@ def test_parts_of_another_plan_of_the_scene_are_removed_and_nobody_elses(
     planned: Planned,
 ) -> None:
     work = planned()
-    stale = staging(work.output, f".scene.{HEX}.parts")
+    stale = staging(work.output, f".scene.parts/{HEX}")
     others = [staging(work.output, name) for name in OTHERS]
     begin(work)
     assert not stale.exists()
@@ -436,7 +435,7 @@ def test_parts_of_another_plan_of_the_scene_are_removed_and_nobody_elses(
 def test_a_stem_is_no_pattern(planned: Planned) -> None:
     begin(work := planned(stem="a.[b]*"))
     others = [
-        staging(work.output, f".{stem}.{HEX}.parts") for stem in ("a.b", "axb", "a.bb")
+        staging(work.output, f".{stem}.parts/{HEX}") for stem in ("a.b", "axb", "a.bb")
     ]
     infer_blocks(work, work.blocks, run=one_by_one)
     assert do(work).resumed_blocks == BLOCKS
@@ -444,9 +443,11 @@ def test_a_stem_is_no_pattern(planned: Planned) -> None:
 
 
 def test_a_sweep_takes_what_kills_left_and_nothing_else(tmp_path: Path) -> None:
-    kept = staging(tmp_path / "x", f".c.{HEX}.parts")
+    kept = staging(tmp_path / "x", f".c.parts/{HEX}")
+    staging(tmp_path / "x", f".c.parts/{HEX[::-1]}")
     for folder in (tmp_path, tmp_path / "x", tmp_path / "x" / "y"):
-        staging(folder, f".a.b.{HEX}.parts")
+        staging(folder, f".a.b.parts/{HEX}")
+        (folder / ".empty.parts").mkdir()  # killed before there was anything in it
         for name in (
             f".a_mask.123.{HEX}.partial.tif",
             f".a_mask.123.{HEX}.partial.flat.tif",
@@ -456,17 +457,25 @@ def test_a_sweep_takes_what_kills_left_and_nothing_else(tmp_path: Path) -> None:
             (folder / name).touch()
     others = [
         ".a.partial.tif", "a_mask.tif", f".a.{HEX}.partial.tif", ".a.12.x.partial",
-        f"a.1.{HEX}.partial", f".a.1.{HEX}.partially", f".a.{HEX}.parts2",
+        f"a.1.{HEX}.partial", f".a.1.{HEX}.partially", f".{HEX}.parts",
     ]  # fmt: skip
     for name in others:
         (tmp_path / name).touch()
-    outside = staging(tmp_path.parent / f"{tmp_path.name}-outside", "mine")
-    (tmp_path / f".l.{HEX}.parts").symlink_to(outside)
-    assert sweep_staging(tmp_path, keep=[kept]) == 3 * 5
-    expected = {f".l.{HEX}.parts", "x", *others}
-    assert names(tmp_path) == expected
-    assert names(tmp_path / "x") == {kept.name, "y"}
-    assert names(kept) == names(outside) == {"mask-00000-00000.npy"}
+    folders = [f".a.parts2/{HEX}", f"a.parts/{HEX}", f".b.parts/{HEX[1:]}", ".m.parts/m"]
+    for name in (*folders, f".m.parts/{HEX}"):
+        staging(tmp_path, name)
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    linked = staging(outside, HEX)
+    (tmp_path / ".l.parts").symlink_to(outside)
+    (tmp_path / ".k.parts").mkdir()
+    (tmp_path / ".k.parts" / HEX).symlink_to(linked)
+    assert sweep_staging(tmp_path, keep=[kept]) == 3 * 5 + 1
+    heads = {name.partition("/")[0] for name in folders}
+    assert names(tmp_path) == {".l.parts", ".k.parts", "x", *others, *heads}
+    assert names(tmp_path / ".m.parts") == {"m", HEX}  # whose are they?
+    assert names(tmp_path / "x") == {".c.parts", "y"}
+    assert names(kept.parent) == {kept.name}
+    assert names(kept) == names(linked) == {"mask-00000-00000.npy"}
     assert sweep_staging(tmp_path / "nowhere") == 0
 
 
@@ -657,7 +666,7 @@ def test_a_run_that_fails_as_it_publishes_is_known_to_the_next(
         patch.setattr(os, "replace", fail_once)
         with pytest.raises((KeyError, OutputError)):
             do(work)
-    assert {"scene_mask.tif", work.staging.name} == names(work.output)
+    assert {"scene_mask.tif", work.staging.parent.name} == names(work.output)
     assert ("mask" in kinds(work.staging)) == isinstance(error, OSError)
     if swept:
         sweep_staging(work.output)
@@ -673,7 +682,7 @@ def test_a_sweep_takes_a_staged_receipt_where_there_is_another(
     do(work)
     shutil.copytree(work.output, work.staging)
     assert sweep_staging(work.output) == 1
-    assert not work.staging.exists()
+    assert not work.staging.parent.exists()
 
 
 def test_somebody_elses_file_stays_though_a_run_was_cut_short(
@@ -1047,8 +1056,9 @@ def test_parts_of_other_tiles_are_staged_apart(planned: Planned) -> None:
     work = planned(tile_size=1024, batch_size=2)
     folders = [reduced(work, times).staging for times in range(4)]
     assert len({*folders}) == 4
-    assert folders[0].name == f".scene.{work.fingerprint[:12]}.parts"
-    assert all(re.fullmatch(r"\.scene\.[0-9a-f]{12}\.parts", f.name) for f in folders)
+    assert folders[0].name == work.fingerprint[:12]
+    assert all(re.fullmatch(r"[0-9a-f]{12}", folder.name) for folder in folders)
+    assert {folder.parent for folder in folders} == {work.output / ".scene.parts"}
     assert {reduced(work, times).fingerprint for times in range(4)} == {
         work.fingerprint
     }
