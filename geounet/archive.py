@@ -167,7 +167,7 @@ def run_archive(
     """
     output = Path(output).absolute()
     tolerated = _tolerated(fail_on)
-    recipe = settled(make_recipe(pipeline, {"processes": True} | options))
+    recipe = settled(pipeline, options)
     scenes = list_scenes(archive, output, retry=retry)
     first = next(scenes)  # if there is none, this says so before anything is made
     books = output / BOOKS
@@ -208,10 +208,11 @@ def run_archive(
     return summary
 
 
-def settled(recipe: Recipe) -> Recipe:
+def settled(pipeline: str | Path | None, options: Mapping[str, Any]) -> Recipe:
     """Return a recipe that means the same on every worker, and check it.
 
-    The model is named by its path. A forward pass has one thread unless the recipe
+    Work is done in processes of their own unless the recipe says otherwise. The model
+    is named by its path. A forward pass has one thread unless the recipe
     says otherwise, so that no result depends on the number of workers; of those there
     are as many as the cores and the memory allow.
 
@@ -220,6 +221,9 @@ def settled(recipe: Recipe) -> Recipe:
         TilingError: the tile size does not fit the model.
         ModelError: the model cannot be loaded.
     """
+    recipe = make_recipe(pipeline, options)
+    if "processes" not in recipe.model_fields_set:
+        recipe = recipe.with_options(processes=True)
     check_recipe(recipe)
     check_tiles(recipe)
     threads = recipe.threads or 1

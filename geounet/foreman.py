@@ -354,7 +354,9 @@ class Foreman:
             self.ledger.returned(scene.row.id, count_attempt=False)
 
     def _finished(self, scene: _Scene, done: Done, answer: Answer) -> None:
-        state: Good = "skipped" if done.skipped else "done"
+        # one whose worker died after the receipt was written is done, only not known
+        known = scene.row.fingerprint == done.fingerprint
+        state: Good = "skipped" if done.skipped and known else "done"
         self.ledger.done(
             scene.row.id,
             fingerprint=done.fingerprint,
@@ -366,7 +368,7 @@ class Foreman:
             peak_bytes=answer.peak_bytes,
             state=state,
         )
-        self.pixels += 0 if done.skipped else done.pixels
+        self.pixels += done.pixels if state == "done" else 0
         self._count(scene, done, state)
 
     def _failed(self, scene: _Scene, failure: Failure) -> None:

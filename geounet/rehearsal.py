@@ -24,7 +24,7 @@ from geounet.headlines import in_words
 from geounet.inference import resolve_device
 from geounet.ledger import Decision, Ledger
 from geounet.listing import list_scenes
-from geounet.planning import Plan, Recipe, choose_lanes, make_recipe, plan
+from geounet.planning import Plan, Recipe, choose_lanes, plan
 
 OPENED = 16
 """Scenes of which the header is read."""
@@ -116,7 +116,7 @@ def rehearse(
     """
     for name in ("breaker", "timeout", "fail_on", "merge"):
         options.pop(name, None)
-    recipe = settled(make_recipe(pipeline, {"processes": True} | options))
+    recipe = settled(pipeline, options)
     recipe = on_device(recipe, resolve_device(recipe.device))
     output = Path(output).absolute()
     reasons: Counter[str] = Counter()

@@ -402,8 +402,14 @@ def test_how_many_bad_scenes_are_a_failure_is_the_callers_choice(
 
 
 def test_no_result_depends_on_the_number_of_workers() -> None:
-    threads = {settled(Recipe(workers=n)).threads for n in (None, 1, 2, 4)}
+    threads = {settled(None, {"workers": n}).threads for n in (None, 1, 2, 4)}
     assert threads == {1}
+
+
+def test_scenes_are_opened_in_processes_of_their_own_unless_told_otherwise() -> None:
+    assert settled(None, {}).processes
+    assert settled(None, {"processes": None}).processes
+    assert not settled(None, {"processes": False}).processes
 
 
 def introduced(recipe: Recipe, **others: Any) -> Introduction:
@@ -425,7 +431,7 @@ def introduced(recipe: Recipe, **others: Any) -> Introduction:
 def test_a_worker_that_would_answer_otherwise_is_refused(
     model: Path, others: dict[str, Any], error: type[Exception], code: str, words: str
 ) -> None:
-    recipe = settled(Recipe(model=str(model)))
+    recipe = settled(None, {"model": str(model)})
     met = {"tcp://a:1": introduced(recipe), "tcp://b:2": introduced(recipe, **others)}
     with pytest.raises(error, match=words) as caught:
         agreed(recipe, met, Path("/data"))
@@ -433,7 +439,7 @@ def test_a_worker_that_would_answer_otherwise_is_refused(
 
 
 def test_workers_that_agree_name_the_device(model: Path) -> None:
-    recipe = settled(Recipe(model=str(model)))
+    recipe = settled(None, {"model": str(model)})
     found = agreed(recipe, {"tcp://a:1": introduced(recipe)}, Path("/data"))
     assert found.device == "cpu"
     assert found.precision in {"bfloat16", "float32"}
