@@ -26,7 +26,7 @@ class Column(NamedTuple):
 
     name: str
     kind: str = NUMBER
-    """"number", "whole", "truth" or "text"; a number may be missing, as NaN, and a text,
+    """"number", "whole", "truth" or "text"; a number may be missing, as NaN, and a text
     as None."""
 
     decimals: int = 0

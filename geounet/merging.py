@@ -9,6 +9,7 @@ along one front across the archive, and not with its length.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 import numpy as np
 import shapely
 
-from geounet.errors import ConfigError, OutputError, RasterError
+from geounet.errors import ConfigError, GeounetError, OutputError, RasterError
 from geounet.features import Features, Layout
 from geounet.files import (
     Layer,
@@ -63,10 +64,14 @@ from geounet.seams import components
 from geounet.tiling import Window
 from geounet.vectorize import polygonize
 
+log = logging.getLogger(__name__)
+
 Kind = Literal["objects", "areas", "lines"]
 
 _CELLS = 512
 """On the longer side of a scene: where it has imagery is asked of as many."""
+_NO_AREA = 1e-12
+"""Square metres."""
 _UNSEEN = 20
 """An edge that strays by a pixel over this is not seen."""
 _WGS84 = map_crs("EPSG:4326")
@@ -205,9 +210,8 @@ class _Plane(NamedTuple):
             crs = _WGS84
         if not crs.is_geographic:
             return cls(crs, 0.0, 0.0)
-        lon, lat = np.radians(
-            shapely.get_coordinates([part.footprint for part in parts]).T
-        )
+        degrees = shapely.get_coordinates([part.footprint for part in parts])
+        lon, lat = np.radians(degrees if len(degrees) else np.zeros((1, 2))).T
         origin = math.degrees(math.atan2(np.sin(lon).sum(), np.cos(lon).sum()))
         return cls(crs, origin, float(np.cos(lat).mean()))
 
@@ -284,7 +288,7 @@ class _Merge:
         order = _sweep(grounds)
         parts, stored = [parts[at] for at in order], [stored[at] for at in order]
         grounds = grounds[order]
-        metres = np.array([_metre(*pair) for pair in zip(parts, grounds, strict=True)])
+        metres = _metres(parts, grounds)
         mosaic = Mosaic.of(
             grounds,
             pixels=metres * [part.ground_size for part in parts],
@@ -464,15 +468,19 @@ def _among(links: Ints, which: Bools) -> Ints:
 def _sweep(grounds: Geometries) -> Ints:
     """Return the order of scenes along the longer side of what they cover."""
     bounds = shapely.bounds(grounds)
-    low, high = np.nanmin(bounds[:, :2], axis=0), np.nanmax(bounds[:, 2:], axis=0)
-    along = int(high[1] - low[1] > high[0] - low[0])
+    west, south, east, north = shapely.total_bounds(grounds)
+    along = int(north - south > east - west)
     return np.lexsort((bounds[:, 1 - along], bounds[:, along]))
 
 
-def _metre(part: Part, ground: shapely.Geometry) -> float:
-    """Return units of the plane in a metre on the ground, about, in a scene."""
-    area, _ = GEOD.geometry_area_perimeter(part.footprint)
-    return math.sqrt(shapely.area(ground) / abs(area)) if area else 1.0
+def _metres(parts: Sequence[Part], grounds: Geometries) -> Floats:
+    """Return (s,) units of the plane in a metre on the ground, about, in each scene."""
+    areas = [abs(GEOD.geometry_area_perimeter(part.footprint)[0]) for part in parts]
+    flat = shapely.area(grounds)
+    metres = np.sqrt(flat / np.maximum(areas, _NO_AREA))
+    # a scene without imagery has no features either
+    result: Floats = np.where(flat > 0, metres, metres.max())
+    return result
 
 
 def _ranks(parts: Sequence[Part], kind: Kind, prefer: Prefer) -> Ints:
@@ -530,7 +538,7 @@ def find_parts(
     kinds: dict[str, dict[Kind, Path]] = {}
     for path in sorted(map(Path, receipts)):
         item = _Item.read(path)
-        for name in item.classes:
+        for name in item.files:
             newness = times.get(str(path), item.newness)
             found.setdefault(name, []).append(item.part(name, newness))
             kinds.setdefault(name, {}).setdefault(item.kind(name), path)
@@ -551,12 +559,11 @@ def _only(kinds: Mapping[Kind, Path], name: str) -> Kind:
 class _Item(NamedTuple):
     """A receipt."""
 
-    folder: Path
     id: str
-    classes: list[str]
-    features: Mapping[str, Any]
-    """Tables of the recipe, by class."""
     files: Mapping[str, Path]
+    """Of features, by class."""
+    tables: Mapping[str, Any]
+    """How classes became features; a class without one by default."""
     footprint: shapely.Geometry
     newness: float
     ground_size: float
@@ -566,31 +573,27 @@ class _Item(NamedTuple):
         """Read a receipt.
 
         Raises:
-            RasterError: it is none.
+            RasterError: it is none, or the mask that it names cannot be read.
         """
         try:
             item = json.loads(path.read_text(encoding="utf-8"))
-            facts = item["properties"]
-            files = {
-                role: path.parent / asset["href"]
-                for role, asset in item["assets"].items()
-            }
-            void = facts["geounet:counts"]["pixels"]["nodata"] > 0
-            outline = shapely.from_geojson(json.dumps(item["geometry"]))
-            mask = files["mask"]
+            facts, assets = item["properties"], item["assets"]
+            counts = facts["geounet:counts"]
             return cls(
-                folder=path.parent,
                 id=str(item["id"]),
-                classes=list(facts["geounet:counts"]["features"]),
-                features=facts["geounet:parameters"]["features"],
-                files=files,
-                footprint=imagery_of(mask, void=void) if mask.is_file() else outline,
-                newness=_taken(facts),
+                files={n: path.parent / assets[n]["href"] for n in counts["features"]},
+                tables=facts["geounet:parameters"]["features"],
+                footprint=_ground(
+                    path.parent / assets["mask"]["href"],
+                    void=counts["pixels"]["nodata"] > 0,
+                    outline=shapely.from_geojson(json.dumps(item["geometry"])),
+                ),
+                newness=_changed(facts),
                 ground_size=float(facts["geounet:grid"]["ground_size"]),
             )
+        except GeounetError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, RasterError):
-                raise
             raise RasterError(
                 f"{path} is no receipt of geounet ({type(error).__name__}: {error}); "
                 "run the scene again"
@@ -598,7 +601,7 @@ class _Item(NamedTuple):
 
     def kind(self, name: str) -> Kind:
         """Return by which rule a class is merged."""
-        table = self.features.get(name, {})
+        table = self.tables.get(name, {})
         if table.get("geometry") == "line":
             return "lines"
         return "objects" if table.get("regularize") else "areas"
@@ -614,12 +617,24 @@ class _Item(NamedTuple):
         )
 
 
-def _taken(facts: Mapping[str, Any]) -> float:
-    """Return when a scene's file was last changed."""
+def _changed(facts: Mapping[str, Any]) -> float:
+    """Return when a scene's file was last changed, or else when it was run."""
     changed = facts["geounet:input"].get("mtime_ns")
     if changed is not None:
         return float(changed / 1e9)
     return datetime.fromisoformat(facts["datetime"]).timestamp()
+
+
+def _ground(mask: Path, *, void: bool, outline: shapely.Geometry) -> shapely.Geometry:
+    """Return the ground that a scene covers, as its mask has it while that is there."""
+    if mask.is_file():
+        return imagery_of(mask, void=void)
+    if void:
+        log.warning(
+            "%s is gone, so the nodata of its scene counts as imagery without features",
+            mask,
+        )
+    return outline
 
 
 def imagery_of(mask: Path, *, void: bool) -> shapely.Geometry:

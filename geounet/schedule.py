@@ -95,7 +95,7 @@ def connect(
             named = {"scheduler_file": scheduler} if Path(scheduler).is_file() else {}
             try:
                 client = Client(None if named else scheduler, timeout=PATIENCE, **named)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, TypeError) as error:  # TypeError: no TLS keys
                 raise ConnectionError(
                     f"no Dask scheduler answers at {scheduler}: {error}"
                 ) from error

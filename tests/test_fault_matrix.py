@@ -8,6 +8,7 @@ the trouble.
 
 import contextlib
 import ctypes
+import errno
 import io
 import json
 import logging
@@ -1011,6 +1012,23 @@ def test_a_model_whose_every_answer_is_nonsense_stops_the_batch(
     assert list(out.glob("*.tif")) == []
 
 
+def test_workers_that_cannot_be_started_are_one_line(
+    batch: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 76, as Dask has it of a process with too few file handles."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        cause = AssertionError("Status.init")
+        cause.__context__ = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        raise RuntimeError("Nanny failed to start.") from cause
+
+    monkeypatch.setattr("distributed.LocalCluster", fail)
+    result = batch("--processes")
+    assert "Too many open files" in result.stderr.splitlines()[-1]
+    assert "ulimit -n" in result.stderr.splitlines()[-1]
+    assert result.exit_code in {2, 3}
+
+
 def test_another_batch_in_the_folder_is_exit_code_4(batch: Invoke, out: Path) -> None:
     """Row 67."""
     with locked(out / BOOKS):
@@ -1279,6 +1297,23 @@ def run_with_a_deadly_scene(scenes: Path, out: Path, model: Path) -> int:
     words = [sys.executable, "-c", code, *map(str, (scenes, out, model))]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(words, check=False, env=environment).returncode
+
+
+def test_the_command_does_its_scenes_in_other_processes(
+    few: Path, out: Path, model: Path
+) -> None:
+    """Row 53: else a crash would cost the batch."""
+    words = ["batch", few, "-o", out, "--model", model, "--workers", "1"]
+    command = [sys.executable, "-m", "geounet", *map(str, words)]
+    with subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    ) as parent:
+        parent.wait()
+    assert parent.returncode == 0
+    with Ledger.open(out / BOOKS / LEDGER, read_only=True) as ledger:
+        workers = {row.worker.rpartition(":")[2] for row in ledger.scenes()}
+    assert len(workers) == 1
+    assert workers.isdisjoint({str(parent.pid)})
 
 
 # --- large results -------------------------------------------------------------------

@@ -391,6 +391,17 @@ def test_a_hall_that_two_scenes_share_little_of_is_one(tmp_path: Path) -> None:
         assert_a_town_again(result.shapes, truth)
 
 
+def test_halves_of_unequal_width_are_one(tmp_path: Path) -> None:
+    west, east = grid(1, 2, overlap=20)
+    parts = [
+        export(tmp_path, houses((300, 100, 700, 180)), west),
+        export(tmp_path, houses((300, 110, 700, 170)), east),
+    ]
+    output = tmp_path / "merged.geojson"
+    merged = merge_features(parts, output, class_name="thing", kind="objects")
+    assert merged == Merged(features=1, dropped=0, joined=1)
+
+
 def test_what_all_scenes_cut_alike_is_not_joined(tmp_path: Path) -> None:
     """They are a third of a pixel off, and that is no ground that one saw alone."""
     truth = houses((-20, 100, 40, 180))
@@ -813,6 +824,15 @@ def test_scenes_without_features_are_no_trouble(tmp_path: Path, form: str) -> No
     scenes = [replace(scene, format=form) for scene in two()]
     result = merge(tmp_path, truth, scenes, "objects")
     assert result.merged == Merged(features=1, dropped=0, joined=0)
+    void = export(tmp_path, truth, replace(scenes[1], without=(0,), name="void"))
+    void = replace(void, footprint=shapely.MultiPolygon())
+    house = export(tmp_path, truth, scenes[0])
+    output = tmp_path / "both.geojson"
+    for parts in ([void, house], [void]):
+        merged = merge_features(
+            parts, output, class_name="thing", kind="areas", overwrite=True
+        )
+        assert merged.features == len(parts) - 1
     empty = [export(tmp_path, truth, replace(scenes[1], without=(0,)))]
     output = tmp_path / "none.geojson"
     merged = merge_features(empty, output, class_name="thing", kind="areas")
@@ -877,7 +897,9 @@ def write_receipt(
     return path
 
 
-def test_receipts_say_what_there_is_to_merge(tmp_path: Path) -> None:
+def test_receipts_say_what_there_is_to_merge(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tables = {"building": {"regularize": True}, "road": {"geometry": "line"}}
     receipts = [write_receipt(tmp_path, name, features=tables) for name in ("b", "a")]
     found = find_parts(receipts, acquired={str(receipts[0]): 99.0})
@@ -896,6 +918,10 @@ def test_receipts_say_what_there_is_to_merge(tmp_path: Path) -> None:
         ConfigError, match=r"cannot merge building: areas by c.json, obj"
     ):
         find_parts([*receipts, other])
+    write_receipt(tmp_path, "c", nodata=1)
+    with caplog.at_level("WARNING"):
+        find_parts([other])
+    assert "c_mask.tif is gone" in caplog.text
     other.write_text("{}")
     with pytest.raises(RasterError, match=r"c.json is no receipt of geounet"):
         find_parts([other])
