@@ -29,6 +29,7 @@ from geounet.pipeline import (
     Interrupted,
     Result,
     begin,
+    execute,
     finish,
     infer_blocks,
     one_by_one,
@@ -205,11 +206,13 @@ def begin_scene(job: Job) -> Done | Plan:
         return _done(work, skipped(work))
     if job.reduction:
         work = reduced(work, job.reduction)
-    begin(work, overwrite=job.overwrite, redo=True)
     if len(work.blocks) > SPREAD:
+        begin(work, overwrite=job.overwrite, redo=True)
         return work
-    score_blocks(job, work, range(len(work.blocks)))
-    return finish_scene(work)
+    result = execute(
+        work, run=one_by_one, overwrite=job.overwrite, redo=True, stop=job.stop
+    )
+    return _done(work, result)
 
 
 def score_blocks(job: Job, work: Plan, blocks: Sequence[int]) -> Scored:

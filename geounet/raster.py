@@ -58,6 +58,7 @@ from rasterio.io import DatasetReader
 
 from geounet.errors import CRSError, GeounetError, OutputError, RasterError
 from geounet.progress import printable
+from geounet.recovery import advised
 from geounet.tiling import Window
 
 logger = logging.getLogger(__name__)
@@ -92,21 +93,21 @@ DRIVER_RISKS = {
 }
 """What speaks against each driver that may be allowed beside GTiff."""
 _NOT_TIFF = (
-    (b"<!doctype html", "an HTML page: the download failed"),
-    (b"<html", "an HTML page: the download failed"),
-    (b"<?xml", "XML: the download may have failed"),
-    (b"{", "JSON: the download may have failed"),
+    (b"<!doctype html", "an HTML page: the download failed; repeat it"),
+    (b"<html", "an HTML page: the download failed; repeat it"),
+    (b"<?xml", "XML: the download may have failed; repeat it"),
+    (b"{", "JSON: the download may have failed; repeat it"),
     (b"version https://git-lfs", "a Git LFS pointer; fetch it with git lfs pull"),
     (b"pk\x03\x04", "a zip archive; unpack it first"),
     (b"\x1f\x8b", "a gzip archive; unpack it first"),
 )
 _OTHER_RASTERS = (
-    (b"<vrtdataset", "a GDAL VRT; make a file of it with gdal_translate"),
-    (b"\xff\xd8\xff", "a JPEG image"),
-    (b"\x89png", "a PNG image"),
-    (b"\0\0\0\x0cjp  ", "a JPEG 2000 image; convert it with gdal_translate"),
-    (b"\xff\x4f\xff\x51", "a JPEG 2000 image; convert it with gdal_translate"),
-    (b"\x89hdf", "an HDF5 file; convert it with gdal_translate"),
+    (b"<vrtdataset", "a GDAL VRT", "VRT"),
+    (b"\xff\xd8\xff", "a JPEG image", "JPEG"),
+    (b"\x89png", "a PNG image", "PNG"),
+    (b"\0\0\0\x0cjp  ", "a JPEG 2000 image", "JP2OpenJPEG"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 image", "JP2OpenJPEG"),
+    (b"\x89hdf", "an HDF5 file", ""),
 )
 # What GDAL takes for something else than a local file: its virtual file systems,
 # addresses (a Path has lost one of the slashes), and parts of files.
@@ -828,7 +829,7 @@ def _output_error(path: Path, error: Exception) -> OutputError:
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(path.parent).free / 2**20
         room = f" ({free:.0f} MiB free there)"
-    return OutputError(_cannot("write", path, error) + room, code=code)
+    return OutputError(advised(_cannot("write", path, error) + room, code), code=code)
 
 
 def _trouble_of(folder: Path) -> str | None:
@@ -979,7 +980,8 @@ def _gdal(
     except raised as error:
         code = _code_of_input(error, path)
         logger.debug("what GDAL raised", exc_info=error)
-        _raise_alone(RasterError(_cannot(verb, path, error), code=code))
+        told = advised(_cannot(verb, path, error), code)
+        _raise_alone(RasterError(told, code=code))
 
 
 def _raise_alone(ours: RasterError) -> NoReturn:
@@ -1001,9 +1003,11 @@ def _env() -> rasterio.Env:
 
 def _cannot(verb: str, path: Path, error: BaseException) -> str:
     """Make one line of an error and its causes; rasterio puts the reason there."""
+    names = "|".join(re.escape(name) for name in (str(path), path.name))
+    named = re.compile(rf"\A(\s*({names})\s*[:,])+")  # it is said again, and again
     reasons: list[str] = []
     for cause in _chain(error):
-        text = printable(cause) or type(cause).__name__
+        text = printable(named.sub("", str(cause))) or type(cause).__name__
         if "See previous exception" not in text and text not in reasons:
             reasons.append(text)
     return f"cannot {verb} {printable(path)}: {': '.join(reasons)}"
@@ -1123,17 +1127,17 @@ def _check_file(path: Path, drivers: Sequence[str]) -> None:
         status = path.stat()
         start = _first_bytes(path) if stat.S_ISREG(status.st_mode) else b""
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise RasterError(f"{name}: no such file", code="INPUT_MISSING") from error
+        told = advised(f"{name}: no such file", "INPUT_MISSING")
+        raise RasterError(told, code="INPUT_MISSING") from error
     except ValueError as error:
         raise RasterError(
             f"{name}: its name is not UTF-8, or has a NUL in it; rename it",
             code="UNSAFE_NAME",
         ) from error
     except OSError as error:
-        raise RasterError(
-            f"{name}: cannot be read: {error.strerror}",
-            code=_INPUT_CODES.get(error.errno or 0),
-        ) from error
+        code = _INPUT_CODES.get(error.errno or 0, RasterError.usual_code)
+        told = advised(f"{name}: cannot be read: {error.strerror}", code)
+        raise RasterError(told, code=code) from error
     if not stat.S_ISREG(status.st_mode):
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
         raise RasterError(f"{name}: is {what}; give a file", code="NOT_A_FILE")
@@ -1151,13 +1155,17 @@ def _check_file(path: Path, drivers: Sequence[str]) -> None:
 def _looks_like(start: bytes) -> tuple[str, str]:
     """Say what a file is that begins like this, and the code of refusing it."""
     text = start.lstrip().lower()
-    for magic, description in _OTHER_RASTERS:
+    for magic, description, driver in _OTHER_RASTERS:
         if text.startswith(magic):
-            return description, "DRIVER_NOT_ALLOWED"
+            allowed = (
+                f", or, if you trust it, --allow-driver {driver}" if driver else ""
+            )
+            advice = f"convert it with gdal_translate{allowed}"
+            return f"{description}; {advice}", "DRIVER_NOT_ALLOWED"
     for magic, description in _NOT_TIFF:
         if text.startswith(magic):
             return description, "NOT_TIFF"
-    return f"starts with {start[:16]!r}", "NOT_TIFF"
+    return f"starts with {start[:16]!r}; copy or download it again", "NOT_TIFF"
 
 
 def _check_masks(path: Path) -> tuple[Path, ...]:
@@ -1348,7 +1356,8 @@ def _told(
     own = replace(alone, crs=alone.crs or assumed)
     beside = _georeferencing(src) if own.placed else ()
     aux = path.with_name(f"{path.name}.aux.xml")
-    if own.placed and own.crs and not aux.is_file():
+    # Path.is_file raises where the name is too long to be there
+    if own.placed and own.crs and not os.path.isfile(aux):  # noqa: PTH113
         told = own
     else:
         with (

@@ -140,14 +140,25 @@ class Breaker:
 
 REMEDIES = {
     "BUG": "this is a fault of geounet: report it with the log",
+    "CODEC": "rewrite it with gdal_translate -co COMPRESS=DEFLATE where GDAL has it",
+    "CORRUPT_BLOCK": "copy or download it again",
     "DEVICE_SICK": "look at nvidia-smi and at the system's log",
     "DISK_FULL": "make room, and run it again",
     "FD_LIMIT": "raise the limit with ulimit -n 4096, and run it again",
+    "INPUT_MISSING": "see whether its name is right and its disk is there",
+    "INPUT_UNREADABLE": "look at it with gdalinfo, or copy it again",
     "IO_ERROR": "look at the disk or the network, and run it again",
     "OUTPUT_UNWRITABLE": "see to it that the output folder can be written to",
     "OUT_OF_MEMORY": "give it more with fewer --workers, or a smaller --tile-size",
+    "PERMISSION": "let this user read it, and run it again",
+    "TRUNCATED": "copy or download it again",
 }
 """What to do about trouble that others put into words."""
+
+
+def advised(message: str, code: str) -> str:
+    """Return a message with what to do, if there is anything."""
+    return f"{message}; {REMEDIES[code]}" if code in REMEDIES else message
 
 
 def failure_of(error: BaseException) -> Failure:
@@ -156,8 +167,7 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(code=error.code, message=str(error))
     code = _code_of(error)
     message = " ".join(f"{type(error).__name__}: {error}".split())
-    remedy = f"; {REMEDIES[code]}" if code in REMEDIES else ""
-    return Failure(code=code, message=message + remedy)
+    return Failure(code=code, message=advised(message, code))
 
 
 _ERRNOS = {

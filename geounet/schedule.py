@@ -15,7 +15,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -81,7 +81,6 @@ def connect(
         ConnectionError: nothing answers at ``scheduler``, or it has no workers.
     """
     import dask
-    from distributed import Client, LocalCluster
 
     # that a worker died, and another took its place, is for the caller to say
     for name in ("distributed", "distributed.client"):
@@ -92,44 +91,85 @@ def connect(
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     with dask.config.set(CONFIG):
         if scheduler:
-            named = {"scheduler_file": scheduler} if Path(scheduler).is_file() else {}
-            try:
-                client = Client(None if named else scheduler, timeout=PATIENCE, **named)
-            except (OSError, ValueError, TypeError) as error:  # TypeError: no TLS keys
-                raise ConnectionError(
-                    f"no Dask scheduler answers at {scheduler}: {error}"
-                ) from error
-            with client:
-                try:
-                    client.wait_for_workers(1, timeout=PATIENCE)
-                except TimeoutError as error:
-                    raise ConnectionError(
-                        f"the Dask scheduler at {scheduler} has no workers; start some "
-                        f"with: dask worker {scheduler}"
-                    ) from error
-                _warn_of_open_networks(client.scheduler_info()["address"])
+            with _elsewhere(scheduler) as client:
                 yield client
-            return
-        with (
-            LocalCluster(
-                n_workers=0 if gpus else workers if processes else 1,
-                # a second thread reads and writes while the first computes
-                threads_per_worker=2 if processes else workers,
-                processes=processes,
-                # also without a dashboard Dask serves HTTP: on this machine only
-                dashboard_address=LOOPBACK,
-                worker_dashboard_address=LOOPBACK,
-                scheduler_kwargs={"dashboard": False},
-                # a process that takes more than its share is ended before the system
-                # ends another one; threads of this one cannot be
-                memory_limit=available_memory() // max(1, workers) if processes else 0,
-                preload=list(preload),
-            ) as cluster,
-            Client(cluster) as client,
-        ):
+        else:
+            with _here(workers, processes, gpus, preload) as client:
+                yield client
+
+
+@contextmanager
+def _elsewhere(scheduler: str) -> Iterator[Client]:
+    """Give a client of a cluster that is there.
+
+    Raises:
+        ConnectionError: nothing answers, or it has no workers.
+    """
+    from distributed import Client
+
+    named = {"scheduler_file": scheduler} if Path(scheduler).is_file() else {}
+    try:
+        client = Client(None if named else scheduler, timeout=PATIENCE, **named)
+    except (OSError, ValueError, TypeError) as error:  # TypeError: no TLS keys
+        raise ConnectionError(
+            f"no Dask scheduler answers at {scheduler}: {error}"
+        ) from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=PATIENCE)
+        except TimeoutError as error:
+            raise ConnectionError(
+                f"the Dask scheduler at {scheduler} has no workers; start some with: "
+                f"dask worker {scheduler}"
+            ) from error
+        _warn_of_open_networks(client.scheduler_info()["address"])
+        yield client
+
+
+@contextmanager
+def _here(
+    workers: int, processes: bool, gpus: Sequence[str], preload: Sequence[str]
+) -> Iterator[Client]:
+    """Give a client of workers that this process starts, and ends.
+
+    Raises:
+        ConnectionError: the system does not let it start them.
+    """
+    from distributed import Client, LocalCluster
+
+    with ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(
+                LocalCluster(
+                    n_workers=0 if gpus else workers if processes else 1,
+                    # a second thread reads and writes while the first computes
+                    threads_per_worker=2 if processes else workers,
+                    processes=processes,
+                    # also without a dashboard Dask serves HTTP: on this machine only
+                    dashboard_address=LOOPBACK,
+                    worker_dashboard_address=LOOPBACK,
+                    scheduler_kwargs={"dashboard": False},
+                    # a process that takes more than its share is ended before the
+                    # system ends another one; threads of this one cannot be
+                    memory_limit=available_memory() // workers if processes else 0,
+                    preload=list(preload),
+                )
+            )
+            client = stack.enter_context(Client(cluster))
             _add_lanes(cluster, gpus)
             client.wait_for_workers(len(cluster.worker_spec))
-            yield client
+        except (OSError, RuntimeError) as error:
+            raise ConnectionError(
+                f"local workers cannot be started: {_first_cause(error)}; see ulimit "
+                "-n and -u, or take fewer --workers"
+            ) from error
+        yield client
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return error
 
 
 def available_memory() -> int:

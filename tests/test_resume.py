@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from geounet import pipeline, planning, raster
+from geounet import jobs, pipeline, planning, raster
 from geounet.errors import ModelError, OutputError, RasterError
 from geounet.inference import predict_block, resolve_device
 from geounet.pipeline import (
@@ -40,6 +40,7 @@ from geounet.pipeline import (
 )
 from geounet.planning import Plan, Recipe, plan
 from geounet.schedule import connect, run_tasks
+from geounet.stitching import Parts
 from tests.conftest import WriteRaster
 from tests.scenes import save_tiny, textured
 
@@ -432,6 +433,26 @@ def test_parts_of_another_plan_of_the_scene_are_removed_and_nobody_elses(
     assert all(other.exists() for other in others)
 
 
+def test_the_other_outputs_of_a_folder_are_not_looked_through(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be a million of them."""
+    looked: list[str] = []
+    for name in ("listdir", "scandir"):
+
+        def noted(path: Any = ".", look: Any = getattr(os, name)) -> Any:
+            looked.append(os.fspath(path) if not isinstance(path, int) else "")
+            return look(path)
+
+        monkeypatch.setattr(os, name, noted)
+    do(planned(nodata="none"))
+    work = planned()
+    do(work, redo=True)
+    skipped(planned())
+    assert str(work.staging) in looked
+    assert str(work.output) not in looked
+
+
 def test_a_stem_is_no_pattern(planned: Planned) -> None:
     begin(work := planned(stem="a.[b]*"))
     others = [
@@ -461,7 +482,12 @@ def test_a_sweep_takes_what_kills_left_and_nothing_else(tmp_path: Path) -> None:
     ]  # fmt: skip
     for name in others:
         (tmp_path / name).touch()
-    folders = [f".a.parts2/{HEX}", f"a.parts/{HEX}", f".b.parts/{HEX[1:]}", ".m.parts/m"]
+    folders = [
+        f".a.parts2/{HEX}",
+        f"a.parts/{HEX}",
+        f".b.parts/{HEX[1:]}",
+        ".m.parts/m",
+    ]
     for name in (*folders, f".m.parts/{HEX}"):
         staging(tmp_path, name)
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
@@ -919,6 +945,56 @@ def test_a_whole_scene_can_be_one_task(planned: Planned, golden: Contents) -> No
         shutil.rmtree(work.output)
         execute(work, run=partial(run_tasks, client=client))
     assert left(work.output) == golden
+
+
+def job_of(work: Plan) -> jobs.Job:
+    return jobs.Job(
+        path=str(work.scene.path),
+        output=str(work.output),
+        stem=work.stem,
+        recipe=work.recipe,
+    )
+
+
+def test_a_scene_of_an_archive_is_read_and_its_blocks_are_looked_at_once(
+    planned: Planned,
+    golden: Contents,
+    computed: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked: list[Any] = []
+    finished = Parts.finished
+
+    def noted(parts: Parts, block: Any) -> Any:
+        looked.append(block)
+        return finished(parts, block)
+
+    monkeypatch.setattr(Parts, "finished", noted)
+    done = jobs.begin_scene(job_of(work := planned()))
+    assert isinstance(done, jobs.Done)
+    assert not done.skipped
+    assert len(computed) == len(looked) == done.blocks == BLOCKS
+    assert left(work.output) == golden
+
+
+@pytest.mark.parametrize(
+    "error", [KEPT[3], KEPT[-1], REMOVED[0], REMOVED[-1]], ids=repr
+)
+def test_a_scene_of_an_archive_leaves_what_the_next_run_can_use(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    job, calls = job_of(work := planned()), count()
+
+    def failing(*args: Any, **named: Any) -> Any:
+        if next(calls) == 2:
+            raise error
+        return predict_block(*args, **named)
+
+    monkeypatch.setattr(pipeline, "predict_block", failing)
+    with pytest.raises(type(error)):
+        jobs.begin_scene(job)
+    assert work.staging.exists() == (error in KEPT)
+    assert do(planned()).resumed_blocks == (2 if error in KEPT else 0)
 
 
 def test_progress_is_told_of_blocks_that_were_done_before_too(
