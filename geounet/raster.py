@@ -37,6 +37,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -565,7 +566,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     A reader sees the old file or the new one, never half of one, and a run that was
     killed leaves nothing that looks finished. What was written is on the disk, and
-    not only on its way there, when this returns.
+    not only on its way there, when this returns; its name too, unless `provisional`.
 
     Raises:
         OutputError: the folder is missing or cannot be written, or the disk is full.
@@ -588,11 +589,30 @@ def replacing(path: str | Path) -> Iterator[Path]:
             yield partial
             _sync(partial)
             os.replace(partial, path)
-            _sync(path.parent)
+            if not _provisional.get():
+                _sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
-            for stray in path.parent.glob(glob.escape(partial.stem) + "*"):
-                stray.unlink()
+            for name in os.listdir(path.parent):
+                if name.startswith(partial.stem):
+                    path.with_name(name).unlink()
+
+
+_provisional = ContextVar("_provisional", default=False)
+
+
+@contextmanager
+def provisional() -> Iterator[None]:
+    """Let `replacing`, in this thread, not wait for the names that it gives.
+
+    For files that get others before anybody counts on them: `move_into_place` waits
+    for those. For what is in the files `replacing` waits as ever.
+    """
+    token = _provisional.set(True)
+    try:
+        yield
+    finally:
+        _provisional.reset(token)
 
 
 def write_cog(
@@ -767,10 +787,7 @@ def move_into_place(
         OutputError: a file cannot be moved or removed.
     """
     folder = moves[-1][1].parent
-    for path in instead_of:
-        with _output(path):
-            path.unlink(missing_ok=True)
-    if instead_of:
+    if any([_removed(path) for path in instead_of]):  # all of them, not the first
         _sync_folder(folder)
     for finished, path in moves[:-1]:
         with _output(path):
@@ -780,6 +797,14 @@ def move_into_place(
     with _output(path):
         os.replace(finished, path)
     _sync_folder(folder)
+
+
+def _removed(path: Path) -> bool:
+    """Remove a file; returns whether it was there."""
+    with _output(path), contextlib.suppress(FileNotFoundError):
+        path.unlink()
+        return True
+    return False
 
 
 def _sync_folder(path: Path) -> None:
