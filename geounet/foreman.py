@@ -156,11 +156,6 @@ class Foreman:
         self._heard = 0
 
     @property
-    def at_work(self) -> int:
-        """Scenes that are begun and not ended."""
-        return len({id(scene) for scene, _ in self._tasks.values()} | self._open_ids())
-
-    @property
     def stopping(self) -> bool:
         """Whether nothing new is begun."""
         return self._deadline is not None
@@ -514,9 +509,6 @@ class Foreman:
                     seconds=row.seconds,
                     worker=row.worker,
                 )
-
-    def _open_ids(self) -> set[int]:
-        return {id(scene) for scene in self._open}
 
 
 def _removed(path: Path) -> Failure:

@@ -293,7 +293,8 @@ class Crew:
         """Tasks that can run at once, as of a few seconds ago."""
         now = time.monotonic()
         if now - self._counted > CENSUS:
-            with contextlib.suppress(OSError, TimeoutError):
+            # RuntimeError: of a client whose scheduler has gone
+            with contextlib.suppress(OSError, TimeoutError, RuntimeError):
                 threads = self._client.nthreads()
                 self._lanes = sum(threads.values())
                 if self._local and len(threads) < self._hired:

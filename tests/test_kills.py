@@ -26,7 +26,14 @@ from tests.scenes import save_tiny
 
 KILLS = 100
 SCENES = 60
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+ROOT = Path(__file__).parents[1]
+SMALL_BLOCKS = """
+import sys
+if "geounet" in sys.orig_argv or "spawn_main" in " ".join(sys.orig_argv):
+    import geounet.jobs, geounet.planning
+    geounet.planning.LARGEST_CORE, geounet.jobs.SPREAD = 96, 8
+"""
+"""Of 96 pixels, in the batch and in its workers: so a small scene is spread too."""
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +41,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("model") / "tiny.safetensors")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of every process that is begun here; see `SMALL_BLOCKS`."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "sitecustomize.py").write_text(SMALL_BLOCKS)
+    ENVIRONMENT.update(os.environ, PYTHONPATH=f"{folder}{os.pathsep}{ROOT}")
+    return ENVIRONMENT
+
+
+ENVIRONMENT: dict[str, str] = {}
+
+
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small scenes, one of a few hundred tiles, and one that is no image."""
+    """Small scenes, two that are spread over tasks, and one that is no image."""
     folder = write_scenes(tmp_path_factory.mktemp("archive") / "in", SCENES)
-    write_scenes(folder / "large", 1, side=700)
+    write_scenes(folder / "large", 2, side=400)
     (folder / "bad.tif").write_text("<html>")
     return folder
 
