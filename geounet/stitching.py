@@ -42,6 +42,7 @@ from geounet.raster import (
     code_of_output,
     write_cog,
 )
+from geounet.staged import mapped
 from geounet.tiling import Tile, TileGrid, Window
 
 Kind = Literal["mask", "best", "scores", "picture"]
@@ -242,8 +243,7 @@ class Parts:
         return scene[:-1], scene[-1] >= MOSTLY, mask
 
     def _open(self, kind: Kind, block: Tile) -> NDArray[Any]:
-        part: NDArray[Any] = np.load(self.path(kind, block), mmap_mode="r")
-        return part
+        return mapped(self.path(kind, block))
 
     def values(self, kind: Kind, window: Window) -> NDArray[np.uint8]:
         """Return (..., rows, cols) of a window, 255 outside the raster."""

@@ -29,6 +29,7 @@ from geounet.classes import (
 )
 from geounet.raster import Scene
 from geounet.regions import TOUCHING, Regions
+from geounet.staged import mapped
 from geounet.tiling import Tile, TileGrid, Window
 from geounet.vectorize import BlockTrace, merge, trace_block
 
@@ -170,9 +171,7 @@ class TracedMask:
 
     def vertices(self) -> VertexMap:
         """Return where outlines have vertices, if `trace_mask` was to note it."""
-        return VertexMap(
-            np.load(_vertices_path(self.folder), mmap_mode="r"), self.grid.core_shape[0]
-        )
+        return VertexMap(mapped(_vertices_path(self.folder)), self.grid.core_shape[0])
 
 
 _Table: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -305,7 +304,7 @@ def _trace_to_file(
     )
     found = labels.read(window)
     if vertices:
-        table = np.load(_vertices_path(folder), mmap_mode="r+")
+        table = mapped(_vertices_path(folder), "r+")
         bits = vertex_bits(_framed(found.mask, core, last))
         table[block.row, block.col, : bits.shape[0], : bits.shape[1]] = bits
         table.flush()

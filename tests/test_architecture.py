@@ -34,6 +34,7 @@ LAYERS = [
         "watchdog",
         "interrupts",
         "shield",
+        "staged",
         "seams",
     },
     {

@@ -1,0 +1,23 @@
+"""Arrays that are staged on the disk, mapped into memory."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+_headers = threading.Lock()
+
+
+def mapped(path: Path, mode: Literal["r", "r+"] = "r") -> NDArray[Any]:
+    """Map a ``.npy`` file into memory; safe in several threads.
+
+    numpy reads its header with `ast.literal_eval`, which fails in Python before 3.11.8
+    if two threads are in it at once (CPython gh-106905): of a thousand scenes, one.
+    """
+    with _headers:
+        array: NDArray[Any] = np.load(path, mmap_mode=mode)
+    return array
