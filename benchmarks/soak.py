@@ -42,7 +42,7 @@ from geounet.inference import predict_block, predictor_for
 from geounet.ledger import Ledger
 from geounet.listing import list_scenes
 from geounet.model import load_model, save_model
-from geounet.planning import Recipe, make_recipe, plan
+from geounet.planning import Recipe, plan
 from geounet.schedule import employed
 from tests.archives import write_scenes
 from tests.scenes import save_tiny
@@ -322,7 +322,7 @@ def _spent(path: str, share: Share) -> tuple[float, float, float]:
 def recipe_of(model: Path, *, workers: int) -> Recipe:
     """Return the recipe that a batch of such a model has."""
     options = {"model": str(model), "processes": True, "workers": workers}
-    return on_device(settled(make_recipe(None, options)), "cpu")
+    return on_device(settled(None, options), "cpu")
 
 
 # --- listing --------------------------------------------------------------------------
@@ -330,7 +330,8 @@ def recipe_of(model: Path, *, workers: int) -> Recipe:
 
 def listing(folder: Path, model: Path, count: int) -> Results:
     """Time the listing of names, and what is decided of each, twice: new and known."""
-    output, found = folder / "listed", {}
+    output = folder / "listed"
+    found: Results = {}
     archive = write_names(folder / "names", count)
     parameters = parameters_of(recipe_of(model, workers=1))
     (output / BOOKS).mkdir(parents=True)

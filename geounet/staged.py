@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 _headers = threading.Lock()
 
 
-def mapped(path: Path, mode: Literal["r", "r+"] = "r") -> NDArray[Any]:
+def mapped(path: Path, mode: Literal["r", "r+"] = "r") -> np.memmap[Any, Any]:
     """Map a ``.npy`` file into memory; safe in several threads.
 
     numpy reads its header with `ast.literal_eval`, which fails in Python before 3.11.8
     if two threads are in it at once (CPython gh-106905): of a thousand scenes, one.
     """
     with _headers:
-        array: NDArray[Any] = np.load(path, mmap_mode=mode)
+        array: np.memmap[Any, Any] = np.load(path, mmap_mode=mode)
     return array

@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,12 +27,12 @@ def test_two_threads_never_read_headers_at_once(
     load, inside, worst = np.load, [0], [0]
     meanwhile = threading.Event()
 
-    def slow(*args: object, **options: object) -> object:
+    def slow(*args: Any, **options: Any) -> Any:
         inside[0] += 1
         worst[0] = max(worst[0], inside[0])
         meanwhile.wait(0.01)
         try:
-            return load(*args, **options)  # type: ignore[call-overload]
+            return load(*args, **options)
         finally:
             inside[0] -= 1
 
