@@ -36,7 +36,7 @@ from geounet.formats import FORMATS, format_of
 from geounet.geojson import FEATURE, Numbers, dumps, feature_texts
 from geounet.geoparquet import BBOX, GEOMETRY, group_ends, joined, write_geoparquet
 from geounet.ground import Floats, Geometries, Outlines, map_crs, project
-from geounet.raster import replacing
+from geounet.raster import code_of_output, replacing
 from geounet.rfc7946 import Fitted, coordinate_decimals, fit
 from geounet.wkb import to_wkb
 
@@ -183,6 +183,8 @@ class _Stream(Generic[Part]):
             for part in self._parts:
                 yield part
                 self.rows += len(part)
+        except GeneratorExit:  # whoever asks for parts failed, and not they
+            raise
         except BaseException as error:
             self.error = error
             raise
@@ -205,7 +207,8 @@ def _written(path: Path, streams: Iterable[_Stream[Any]]) -> Iterator[Path]:
             ):
                 raise OutputError(
                     f"cannot write {path}: {error}; check the folder, its "
-                    "permissions and the free space"
+                    "permissions and the free space",
+                    code=code_of_output(error),
                 ) from error
             raise
         _raise_first(streams)
@@ -377,8 +380,11 @@ def _write_gdal(
                 crs=target.crs.to_wkt(),
                 **options,
             )
-    except (DataLayerError, DataSourceError, FeatureError) as error:
-        raise OSError(str(error)) from error
+    except Exception as error:
+        _raise_first([rows])  # of which Arrow only says that there was one
+        if isinstance(error, DataLayerError | DataSourceError | FeatureError):
+            raise OSError(str(error)) from error
+        raise
     return rows.rows
 
 

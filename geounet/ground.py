@@ -542,7 +542,11 @@ def _named_crs(crs: Any) -> pyproj.CRS:
     try:
         return pyproj.CRS.from_user_input(crs)
     except pyproj.exceptions.CRSError as error:
-        raise CRSError(f"cannot use {crs!r} as a CRS: {error}") from error
+        raise CRSError(
+            f"cannot use {crs!r} as a CRS: {error}; give the raster another one, e.g. "
+            "EPSG:32633",
+            code="CRS_UNKNOWN",
+        ) from error
 
 
 def _unit(crs: pyproj.CRS) -> float:
@@ -561,7 +565,8 @@ def project(xy: Floats, crs: Any) -> Floats:
     if np.isnan(lonlat).any():
         raise CRSError(
             f"coordinates lie outside the domain of {map_crs(crs).name!r}; "
-            "check the raster's transform and CRS"
+            "check the raster's transform and CRS",
+            code="CRS_UNKNOWN",
         )
     return lonlat
 
@@ -576,7 +581,11 @@ def unproject(lonlat: Floats, crs: Any) -> Floats:
     there = to_wgs84.transform(lonlat[:, 0], lonlat[:, 1], direction="INVERSE")
     xy = np.stack(there, axis=1)
     if not np.isfinite(xy).all():
-        raise CRSError(f"places lie outside the domain of {map_crs(crs).name!r}")
+        raise CRSError(
+            f"places lie outside the domain of {map_crs(crs).name!r}; check the "
+            "raster's transform and CRS",
+            code="CRS_UNKNOWN",
+        )
     return xy
 
 
@@ -595,7 +604,8 @@ def _transformer(source: pyproj.CRS) -> pyproj.Transformer:
     except pyproj.exceptions.ProjError as error:
         raise CRSError(
             f"cannot place {source.name!r} on the ground: {error}; give the raster a "
-            "CRS with a known relation to WGS 84, e.g. EPSG:32633"
+            "CRS with a known relation to WGS 84, e.g. EPSG:32633",
+            code="CRS_UNKNOWN",
         ) from error
 
 

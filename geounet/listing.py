@@ -41,6 +41,7 @@ from typing import Any, NamedTuple
 
 from geounet.errors import ConfigError
 from geounet.formats import FORMATS
+from geounet.progress import printable
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +169,9 @@ def list_scenes(
         if first is None:
             raise ConfigError(_nothing_in(_absolute(archive)))
     except OSError as error:
-        raise ConfigError(f"cannot read {_shown(archive)}: {error.strerror}") from error
+        raise ConfigError(
+            f"cannot read {printable(archive)}: {error.strerror}"
+        ) from error
     return itertools.chain([first], scenes)
 
 
@@ -191,7 +194,7 @@ def _open(archive: str, output: Path, retry: str | None) -> Iterator[Listed]:
     if _MAGIC.search(archive):
         return _below(*_split_pattern(path), output)
     raise ConfigError(
-        f"{_shown(path)}: no such folder, list file or catalogue{_nearest(path)}"
+        f"{printable(path)}: no such folder, list file or catalogue{_nearest(path)}"
     )
 
 
@@ -316,24 +319,19 @@ def _too_long(output: Path, found: _Found, stem: str) -> Problem | None:
     if size <= LONGEST_PATH:
         return None
     return "UNSAFE_NAME", (
-        f"{_shown(found.path)}: paths of its outputs would begin with {size} bytes, "
+        f"{printable(found.path)}: paths of its outputs would begin with {size} bytes, "
         f"more than {LONGEST_PATH}; give an output folder with a shorter path"
     )
 
 
 def _unsafe(path: str) -> Problem | None:
     if "\0" in path:
-        return "UNSAFE_NAME", f"{_shown(path)}: no file has a zero byte in its name"
+        return "UNSAFE_NAME", f"{printable(path)}: no file has a zero byte in its name"
     try:
         path.encode()
     except UnicodeEncodeError:
-        return "UNSAFE_NAME", f"{_shown(path)}: its name is not UTF-8; rename it"
+        return "UNSAFE_NAME", f"{printable(path)}: its name is not UTF-8; rename it"
     return None
-
-
-def _shown(text: object) -> str:
-    """Make text printable: a name may hold a newline or a terminal's escape codes."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 # --- folders and patterns ---------------------------------------------------------
@@ -382,7 +380,9 @@ def _split_pattern(path: Path) -> tuple[Path, str]:
     count = next(n for n, part in enumerate(path.parts) if _MAGIC.search(part))
     root = Path(*path.parts[:count])
     if not root.is_dir():
-        raise ConfigError(f"{_shown(path)}: no folder {_shown(root)}{_nearest(root)}")
+        raise ConfigError(
+            f"{printable(path)}: no folder {printable(root)}{_nearest(root)}"
+        )
     return root, "/".join(path.parts[count:])
 
 
@@ -419,12 +419,12 @@ def _check_apart(root: Path, output: Path) -> None:
     there = output.exists()
     if root == output or (there and root.samefile(output)):
         raise ConfigError(
-            f"scenes and outputs cannot share the folder {_shown(root)}; give another "
-            f"one, for instance -o {_shown(root / 'out')}"
+            f"scenes and outputs cannot share the folder {printable(root)}; give "
+            f"another one, for instance -o {printable(root / 'out')}"
         )
     if output in root.parents and (twice := root / root.relative_to(output)).is_dir():
         raise ConfigError(
-            f"outputs of {_shown(twice)} would lie in the archive {_shown(root)} "
+            f"outputs of {printable(twice)} would lie in the archive {printable(root)} "
             "itself; give another output folder"
         )
 
@@ -474,7 +474,7 @@ class _Walk:
         """Sort what lies in a folder: scenes, and folders by where their outputs go."""
         path = self._root / folder.within
         if folder.within and (path / BOOKKEEPING).is_dir():
-            log.warning("%s: outputs of another run; passed over", _shown(path))
+            log.warning("%s: outputs of another run; passed over", printable(path))
             return
         above = f"{folder.within}/" if folder.within else ""
         with os.scandir(path) as entries:
@@ -502,7 +502,7 @@ class _Walk:
         if entry.is_symlink() and _leads_to_folder(entry):
             log.warning(
                 "%s: a link to a folder is not followed; run that folder by itself",
-                _shown(entry.path),
+                printable(entry.path),
             )
             return False
         suffix = os.path.splitext(entry.name)[1]  # noqa: PTH122
@@ -515,7 +515,7 @@ class _Walk:
             ConfigError: it is the root.
         """
         path = self._root / folder.within
-        message = f"cannot list the folder {_shown(path)}: {error.strerror}"
+        message = f"cannot list the folder {printable(path)}: {error.strerror}"
         if not folder.within:
             raise ConfigError(message) from error
         within, _, name = folder.within.rpartition("/")
@@ -549,7 +549,7 @@ def _from_file(path: Path, output: Path, retry: str | None) -> Iterator[Listed]:
         head = file.read(_HEAD)
     if head.startswith(_TIFF) or b"\0" in head:
         raise ConfigError(
-            f"{_shown(path)} is not a list of paths; give a folder, or a UTF-8 text "
+            f"{printable(path)} is not a list of paths; give a folder, or a UTF-8 text "
             "file with one path a line (to run one scene: geounet run)"
         )
     text = head.decode("utf-8-sig", "surrogateescape").lstrip()
@@ -586,7 +586,7 @@ def _read_lines(path: Path) -> Iterator[str]:
         for number, line in enumerate(lines, start=1):
             text = line.strip()
             if text.startswith('"'):
-                yield _unquoted(text, f"{_shown(path)}, line {number}")
+                yield _unquoted(text, f"{printable(path)}, line {number}")
             elif name := re.split(r"(?:^|\s)#", text, maxsplit=1)[0].strip():
                 yield name
 
@@ -612,13 +612,15 @@ def _pointed(text: str, base: str) -> tuple[str, Problem | None]:
     try:
         os.fsencode(path)
     except UnicodeEncodeError:  # from JSON: no file can be called so
-        path = _shown(path)
+        path = printable(path)
     return path.replace("\0", "\\0"), problem
 
 
 def _redacted(url: str) -> str:
     """Return an address without passwords and signatures, to be shown."""
-    return _shown(re.sub(r"(?<=/)[^/@]*@", "", re.split(r"[?#]", url, maxsplit=1)[0]))
+    return printable(
+        re.sub(r"(?<=/)[^/@]*@", "", re.split(r"[?#]", url, maxsplit=1)[0])
+    )
 
 
 def _from_json(path: Path, output: Path, retry: str | None) -> Iterator[Listed]:
@@ -635,7 +637,7 @@ def _from_json(path: Path, output: Path, retry: str | None) -> Iterator[Listed]:
     rows = first.get("scenes") if "scenes" in first else tables
     if not isinstance(rows, list) or not all(_is_row(row) for row in rows):
         raise ConfigError(
-            f"{_shown(path)} is neither a STAC catalogue nor a report of geounet "
+            f"{printable(path)} is neither a STAC catalogue nor a report of geounet "
             "batch, whose scenes have path, state, folder and stem"
         )
     return _from_report(path, rows, output, retry)
@@ -655,9 +657,9 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
             lines = [line for line in text.split("\n") if line.strip()]
             tables = [json.loads(line) for line in lines]
         except (ValueError, RecursionError):
-            raise ConfigError(f"{_shown(path)} is not JSON: {whole}") from whole
+            raise ConfigError(f"{printable(path)} is not JSON: {whole}") from whole
     if not tables or not all(isinstance(table, dict) for table in tables):
-        raise ConfigError(f"{_shown(path)}: no JSON object, or not only such")
+        raise ConfigError(f"{printable(path)}: no JSON object, or not only such")
     return tables
 
 
@@ -684,7 +686,7 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
                 if _is_row(row)
             ]
         except csv.Error as error:
-            raise ConfigError(f"{_shown(path)} is no table: {error}") from error
+            raise ConfigError(f"{printable(path)} is no table: {error}") from error
 
 
 def _from_report(
@@ -703,10 +705,11 @@ def _from_report(
     }
     if not chosen:
         codes = Counter(str(row.get("code") or row["state"]) for row in failed)
-        counts = ", ".join(f"{n} {_shown(code)}" for code, n in codes.most_common())
+        counts = ", ".join(f"{n} {printable(code)}" for code, n in codes.most_common())
         wanted = f" with {retry}" if retry else ""
         raise ConfigError(
-            f"{_shown(path)}: no scene failed{wanted}; there: {counts or 'no failure'}"
+            f"{printable(path)}: no scene failed{wanted}; there: "
+            f"{counts or 'no failure'}"
         )
     return _again(chosen.values(), str(path.parent), output)
 
@@ -722,7 +725,7 @@ def _again(
         changed = (folder, stem) != (row["folder"], row["stem"])
         key = _key(f"{folder}/{stem}")
         if changed or key in taken or _is_ours(folder, stem):
-            message = f"{_shown(path)}: the report has no safe name for it"
+            message = f"{printable(path)}: the report has no safe name for it"
             problem = "UNSAFE_NAME", message
         taken.add(key)
         problem = _same_problem(row, path) or problem
@@ -740,9 +743,9 @@ def _same_problem(row: Mapping[str, Any], path: str) -> Problem | None:
     """Return the problem of what was listed with one and is no scene now either."""
     code = row.get("code")
     if code == "UNSAFE_NAME":
-        return code, _shown(row.get("message") or f"{path}: not a safe name")
+        return code, printable(row.get("message") or f"{path}: not a safe name")
     if code in ("PERMISSION", "INPUT_UNREADABLE") and Path(path).is_dir():
-        return code, f"{_shown(path)} is a folder; give the archive itself again"
+        return code, f"{printable(path)} is a folder; give the archive itself again"
     return None
 
 
@@ -768,7 +771,7 @@ class _Catalogue:
             try:
                 self._visit(_read_linked(Path(path)), path, depth)
             except OSError as error:
-                message = f"{_shown(path)}: cannot be read: {error.strerror}"
+                message = f"{printable(path)}: cannot be read: {error.strerror}"
                 self._refuse(path, (_code_of(error), message))
             except ConfigError as error:
                 self._refuse(path, ("INPUT_UNREADABLE", str(error)))
@@ -784,7 +787,7 @@ class _Catalogue:
         for link in reversed(links):  # the last one in is the first one out
             target, problem = self._pointed(link["href"], path)
             if problem is None and depth == DEEPEST:
-                problem = "INPUT_UNREADABLE", f"{_shown(target)}: linked too deep"
+                problem = "INPUT_UNREADABLE", f"{printable(target)}: linked too deep"
             if problem:
                 self._refuse(target, problem)
             elif target not in self._seen:
@@ -797,8 +800,9 @@ class _Catalogue:
         path, problem = _pointed(href, source.rpartition("/")[0])
         if problem is None and not path.startswith(self._base):
             message = (
-                f"{_shown(path)}: outside of the catalogue's folder "
-                f"{_shown(self._base)}; if you trust it, put its path into a list file"
+                f"{printable(path)}: outside of the catalogue's folder "
+                f"{printable(self._base)}; if you trust it, put its path into a list "
+                "file"
             )
             problem = "UNSAFE_NAME", message
         return path, problem
@@ -834,7 +838,7 @@ def _read_linked(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     if path.exists() and not path.is_file():
-        raise ConfigError(f"{_shown(path)}: not a file")
+        raise ConfigError(f"{printable(path)}: not a file")
     return _read_json(path)[0]
 
 
@@ -903,14 +907,14 @@ def _nothing_in(path: Path) -> str:
         folder, wanted = _split_pattern(path)[0], path.name
     if path.is_file():
         return (
-            f"no scene in {_shown(path)}; wanted one path a line, or STAC items with "
-            "assets that are GeoTIFFs"
+            f"no scene in {printable(path)}; wanted one path a line, or STAC items "
+            "with assets that are GeoTIFFs"
         )
     names = [name for name in _some_names(folder) if not name.startswith(".")]
     near = difflib.get_close_matches(wanted, names, n=3) or names[:3]
-    there = f"; there is {_shown(', '.join(near))}" if near else "; it is empty"
+    there = f"; there is {printable(', '.join(near))}" if near else "; it is empty"
     suffixes = " or ".join(sorted(SUFFIXES))
-    return f"no scene in {_shown(path)}; wanted files that end in {suffixes}{there}"
+    return f"no scene in {printable(path)}; wanted files that end in {suffixes}{there}"
 
 
 def _nearest(path: Path) -> str:
@@ -918,7 +922,7 @@ def _nearest(path: Path) -> str:
     there = next(parent for parent in path.parents if parent.is_dir())
     name = path.relative_to(there).parts[0]
     close = difflib.get_close_matches(name, _some_names(there), n=3)
-    paths = " or ".join(_shown(there / each) for each in close)
+    paths = " or ".join(printable(there / each) for each in close)
     return f"; did you mean {paths}?" if close else ""
 
 

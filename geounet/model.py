@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BufferedReader
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -64,7 +65,7 @@ class ClassCard(_Frozen):
     """Whether `geounet run` writes features of it unless told otherwise."""
 
 
-RESERVED = frozenset({"mask", "scores", "preview", "extent", "ignore"})
+RESERVED = frozenset({"mask", "scores", "preview", "nodes", "extent", "ignore"})
 """Names of outputs and of vector labels with a meaning of their own."""
 
 
@@ -74,6 +75,13 @@ def _distinct(classes: tuple[ClassCard, ...]) -> tuple[ClassCard, ...]:
         raise ValueError(f"class names must differ, got {', '.join(names)}")
     if taken := RESERVED & set(names):
         raise ValueError(f"no class can be called {', '.join(sorted(taken))}")
+    for name, end in product(names, (*names, "nodes")):
+        if name.endswith(f"_{end}"):
+            first = name.removesuffix(f"_{end}")
+            raise ValueError(
+                f"class {name} ends in _{end}, so that files of scenes a and a_{first} "
+                "could have one name; rename it"
+            )
     return classes
 
 

@@ -16,13 +16,13 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,7 @@ from geounet.planning import (
     Plan,
     Receipt,
     Recipe,
+    band_names,
     choose_lanes,
     input_identity,
     make_recipe,
@@ -72,6 +73,7 @@ from geounet.vectors import Traced, trace_classes, write_class
 if TYPE_CHECKING:
     from geounet.schedule import Client
 
+P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -80,6 +82,10 @@ Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 WRITERS = 2
 """Files written at once: compressing and formatting take turns on a core each."""
+SMALL = 4_000_000
+"""Pixels below which a scene that one task does whole is one of very many: what it
+leaves in memory the next has use for, and its files are written before a thread is
+awake."""
 LEAST_CORE = 256
 """Side of a tile's core in pixels that is not made smaller when memory runs out."""
 RESUMABLE = frozenset(
@@ -300,7 +306,7 @@ def finish(
 def make_outputs(work: Plan, *, run: Run, clock: Clock) -> dict[str, int]:
     """Make every output in the staging folder; returns the features of each class."""
     parts, files = parts_of(work), staged_outputs(work)
-    with ThreadPoolExecutor(max_workers=WRITERS) as writers:
+    with provisional(), _writers(work, run) as writers:
         rasters = writers.submit(write_rasters, work, parts, files, clock)
         with clock.stage("trace"):
             traced = trace_classes(
@@ -312,11 +318,34 @@ def make_outputs(work: Plan, *, run: Run, clock: Clock) -> dict[str, int]:
                 folder=work.staging,
                 run=run,
             )
-        release_memory()  # of what was joined nothing is needed but the outlines
+        if not _is_one_of_many(work, run):
+            release_memory()  # of what was joined only the outlines are needed
         with clock.stage("export"):
             features = write_features_of(work, traced, files, writers)
         rasters.result()
     return features
+
+
+def _is_one_of_many(work: Plan, run: Run) -> bool:
+    """Tell whether a task does a small scene whole; see `SMALL`."""
+    return run is one_by_one and work.scene.height * work.scene.width < SMALL
+
+
+def _writers(work: Plan, run: Run) -> Executor:
+    if _is_one_of_many(work, run):
+        return _AtOnce()
+    return ThreadPoolExecutor(max_workers=WRITERS)
+
+
+class _AtOnce(Executor):
+    """Does what is submitted before it returns, and raises what that raises."""
+
+    def submit(
+        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]:
+        done: Future[T] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
 
 
 def parts_of(work: Plan) -> Parts:
@@ -499,7 +528,7 @@ def check_unchanged(work: Plan, cause: Exception | None = None) -> None:
     """
     path = work.scene.path
     try:
-        same = input_identity(path) == work.made_from["input"]
+        same = input_identity(work.scene) == work.made_from["input"]
     except FileNotFoundError:
         same = False
     except OSError as error:
@@ -783,7 +812,8 @@ def infer_blocks(
             reports.append(report)
             done += report.pixels
             clock.tell("infer", done, total)
-    release_memory()
+    if not _is_one_of_many(work, run):
+        release_memory()
     return reports
 
 
@@ -897,6 +927,12 @@ def describe_run(
             "geounet:fingerprint": work.fingerprint,
             "geounet:input": work.made_from["input"],
             "geounet:model": {"name": work.card.name, "sha256": work.engine.sha256},
+            "geounet:bands": [
+                {"band": band, "name": name}
+                for band, name in zip(
+                    work.bands, band_names(work.scene, work.bands), strict=True
+                )
+            ],
             "geounet:parameters": work.recipe.model_dump(mode="json"),
             "geounet:versions": versions(),
             "geounet:grid": {

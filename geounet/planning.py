@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -370,13 +370,14 @@ def plan(
         available=opened.image_bands,
         name=printable(opened.path.name),
     )
+    tell_of_other_bands(opened, card, bands)
     check_values(opened, card, recipe)
     working = fit_ground_size(opened, card, allow=recipe.allow_gsd)
     engine = make_engine(model, recipe)
     grid = lay_grid(working.height, working.width, recipe, **reach(card))
     blocks = grid.blocks(max(1, LARGEST_CORE // max(grid.core_shape)))
     made_from = {
-        "input": input_identity(opened.path),
+        "input": input_identity(opened),
         "model": engine.sha256,
         "parameters": recipe.deciding(),
         "tile_size": grid.tile_shape,
@@ -446,6 +447,31 @@ def check_colors(scene: Scene) -> None:
             "-expand rgb",
             code="PALETTE",
         )
+
+
+def tell_of_other_bands(scene: Scene, card: Card, bands: Sequence[int]) -> None:
+    """Warn where a scene calls a band otherwise than the model that is fed with it.
+
+    Only names that mean a band count: those of the model, and the usual colors.
+    """
+    wanted = [band.name.casefold() for band in card.bands]
+    found = [name.casefold() for name in band_names(scene, bands)]
+    known = {*wanted, "red", "green", "blue", "nir"}
+    if any(f in known and f != w for f, w in zip(found, wanted, strict=True)):
+        logger.warning(
+            "%s: bands %s are called %s, and model %s wants %s; choose others with "
+            "--bands",
+            printable(scene.path),
+            ", ".join(map(str, bands)),
+            ", ".join(map(printable, found)),
+            card.name,
+            ", ".join(wanted),
+        )
+
+
+def band_names(scene: Scene, bands: Sequence[int]) -> list[str]:
+    """Return what a file calls some of its bands: its words, or else their colors."""
+    return [scene.descriptions[b - 1] or scene.colors[b - 1] for b in bands]
 
 
 def check_values(scene: Scene, card: Card, recipe: Recipe) -> None:
@@ -584,8 +610,19 @@ def blended_grid(recipe: Recipe, raster: dict[str, int], halo: int) -> TileGrid:
     return grid
 
 
-def input_identity(path: Path) -> dict[str, Any]:
-    """Return what tells one input from another: path, size and time of change."""
+def input_identity(scene: Scene) -> dict[str, Any]:
+    """Return what tells one input from another: path, size and time of change.
+
+    Of the file, and of those beside it that say what it does not say itself.
+
+    Raises:
+        OSError: one of them cannot be looked at.
+    """
+    beside = [_identity_of_file(path) for path in scene.sidecars]
+    return _identity_of_file(scene.path) | ({"sidecars": beside} if beside else {})
+
+
+def _identity_of_file(path: Path) -> dict[str, Any]:
     stat = path.stat()
     return {
         "path": str(path.resolve()),

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import itertools
 import logging
 import math
@@ -328,8 +327,10 @@ class Scene:
                 _check_complete(src, path)
                 _tell_of_others(src, path)
                 told, sidecars = _told(src, path, assumed)
+                ground_size = _ground_size(told, src)
                 if georeferenced:
                     _check_georeferenced(src, path, told)
+                    _check_ground_size(path, ground_size)
                 masked_by, values, found = _validity_of(
                     src, told.nodata, nodata, collar=collar
                 )
@@ -345,7 +346,7 @@ class Scene:
                     crs=told.crs,
                     transform=told.transform,
                     source_transform=told.transform,
-                    ground_size=_ground_size(told, src),
+                    ground_size=ground_size,
                     descriptions=src.descriptions,
                     colors=tuple(color.name for color in src.colorinterp),
                     masked_by=masked_by,
@@ -593,9 +594,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 _sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
-            for name in os.listdir(path.parent):
-                if name.startswith(partial.stem):
-                    path.with_name(name).unlink()
+            for stray in path.parent.iterdir():
+                if stray.name.startswith(partial.stem):
+                    stray.unlink()
 
 
 _provisional = ContextVar("_provisional", default=False)
@@ -787,7 +788,8 @@ def move_into_place(
         OutputError: a file cannot be moved or removed.
     """
     folder = moves[-1][1].parent
-    if any([_removed(path) for path in instead_of]):  # all of them, not the first
+    removed = [path for path in instead_of if _removed(path)]
+    if removed:
         _sync_folder(folder)
     for finished, path in moves[:-1]:
         with _output(path):
@@ -1029,7 +1031,8 @@ def _env() -> rasterio.Env:
 def _cannot(verb: str, path: Path, error: BaseException) -> str:
     """Make one line of an error and its causes; rasterio puts the reason there."""
     names = "|".join(re.escape(name) for name in (str(path), path.name))
-    named = re.compile(rf"\A(\s*({names})\s*[:,])+")  # it is said again, and again
+    # which they say again, and again
+    named = re.compile(rf"\A(\s*({names})\s*[:,]|\s*'({names})'\s)+")
     reasons: list[str] = []
     for cause in _chain(error):
         text = printable(named.sub("", str(cause))) or type(cause).__name__
@@ -1441,6 +1444,25 @@ def _check_georeferenced(src: DatasetReader, path: Path, told: _Told) -> None:
         raise CRSError(
             f"{name}: has no coordinate reference system; name it with "
             "--assume-crs EPSG:..."
+        )
+
+
+_SMALLEST = 0.001
+"""Metres of ground under a pixel of which no camera in the air has less."""
+
+
+def _check_ground_size(path: Path, size: float | None) -> None:
+    """Refuse pixels so small that a street would have more of them than memory has.
+
+    Raises:
+        CRSError: they are.
+    """
+    if size is not None and size < _SMALLEST:
+        raise CRSError(
+            f"{printable(path)}: has pixels of {size:.1g} m by its geotransform and "
+            f"CRS; wanted {_SMALLEST} m or more; correct one of them with "
+            "gdal_translate -a_ullr or -a_srs",
+            code="NO_GEOREF",
         )
 
 

@@ -204,17 +204,25 @@ def _code_of(error: BaseException) -> str:
     for each in _chain(error):
         if isinstance(each, GeounetError):
             return each.code
+        if type(each).__name__ == "KilledWorker":  # of distributed, not imported here
+            return "WORKER_DIED"
         if isinstance(each, OSError) and each.errno in _ERRNOS:
             return _ERRNOS[each.errno]
-        text = str(each).lower()
-        for number, code in _ERRNOS.items():
-            if os.strerror(number).lower() in text:
-                return code
-        if isinstance(each, MemoryError) or any(word in text for word in _NO_MEMORY):
-            return "OUT_OF_MEMORY"
-        if isinstance(each, RuntimeError) and any(word in text for word in _SICK):
-            return "DEVICE_SICK"
+        if code := _code_by_words(each):
+            return code
     return "BUG"
+
+
+def _code_by_words(error: BaseException) -> str | None:
+    text = str(error).lower()
+    for number, code in _ERRNOS.items():
+        if os.strerror(number).lower() in text:
+            return code
+    if isinstance(error, MemoryError) or any(word in text for word in _NO_MEMORY):
+        return "OUT_OF_MEMORY"
+    if isinstance(error, RuntimeError) and any(word in text for word in _SICK):
+        return "DEVICE_SICK"
+    return None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

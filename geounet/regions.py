@@ -298,7 +298,9 @@ def turn_of(transform: Iterable[float]) -> int:
     a, b, c, d, e, f, *_ = transform
     turn = int(np.sign(a * e - b * d))
     if turn == 0:
-        raise CRSError(f"transform {(a, b, c, d, e, f)} is flat: a*e - b*d is 0")
+        raise CRSError(
+            f"transform {(a, b, c, d, e, f)} is flat: a*e - b*d is 0", code="NO_GEOREF"
+        )
     return turn
 
 

@@ -7,6 +7,7 @@ is taken in vain costs little, for its receipt says in the worker that it is don
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,6 +26,9 @@ STRIKES = 3
 CRASH_LOOP = "CRASH_LOOP"
 UNSEEN = "unseen-"
 """How the identity of a scene begins whose file could not be read."""
+AFTER_STEM = (".tfw", ".wld", ".tab")
+AFTER_NAME = (".aux.xml", ".msk")
+"""Ends of the names of files that GDAL looks for beside a scene, the usual ones."""
 ENDS = 4096
 """Bytes at either end of a file that count for its identity."""
 
@@ -247,13 +251,14 @@ def identity_of(path: str | Path) -> str:
 
     Of its path without links, its size, when it was changed, and its first and last
     4096 bytes: a clock that jumps, or a disk that counts whole seconds, does not hide
-    a change there. What is no regular file, or cannot be read, has an identity of
-    what can be known of it, which begins with ``unseen-``. Nothing is ever raised, and
-    a pipe is not waited for.
+    a change there. Files beside it that may say where it lies count by name, size and
+    time, whether or not it needs them. What is no regular file, or cannot be read, has
+    an identity of what can be known of it, which begins with ``unseen-``. Nothing is
+    ever raised, and a pipe is not waited for.
     """
     facts: list[Any] = [str(path)]
     try:
-        facts = [os.path.realpath(path), *_seen(path)]
+        facts = [os.path.realpath(path), *_seen(path), *_seen_beside(path)]
     except (OSError, ValueError):  # ValueError: a zero byte in the name
         return UNSEEN + _hash(facts)
     return _hash(facts)
@@ -275,6 +280,22 @@ def _seen(path: str | Path) -> tuple[int, int, str]:
         return found.st_size, found.st_mtime_ns, ends.hexdigest()
     finally:
         os.close(handle)
+
+
+def _seen_beside(path: str | Path) -> list[tuple[str, int, int]]:
+    """Return name, size and time of change in ns of the files beside a scene.
+
+    Asked for one by one: a folder of a whole archive takes longer to list.
+    """
+    name = os.fspath(path)
+    stem = os.path.splitext(name)[0]  # noqa: PTH122  a Path takes ten times as long
+    names = [*(stem + end for end in AFTER_STEM), *(name + end for end in AFTER_NAME)]
+    found = []
+    for beside in names:
+        with contextlib.suppress(OSError):
+            facts = os.stat(beside)  # noqa: PTH116
+            found.append((beside, facts.st_size, facts.st_mtime_ns))
+    return found
 
 
 def _check_regular(found: os.stat_result) -> None:

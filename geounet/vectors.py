@@ -35,7 +35,7 @@ from geounet.outlining import (
     pixel_size,
 )
 from geounet.progress import Report
-from geounet.raster import Scene, read_tags
+from geounet.raster import Scene, code_of_output, read_tags
 from geounet.recipes import checked
 from geounet.regions import Regions
 from geounet.roads import trace_roads
@@ -288,10 +288,14 @@ def export_features(
     chosen = format_of(format or output)
     files = files_of(output, table, chosen)
     if output.is_dir():
-        raise OutputError(f"{output} is a folder; give the name of a file")
+        raise OutputError(
+            f"{output} is a folder; give the name of a file", code="OUTPUT_EXISTS"
+        )
     for path in files:
         if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists; replace it with --overwrite")
+            raise OutputError(
+                f"{path} exists; replace it with --overwrite", code="OUTPUT_EXISTS"
+            )
     labels = open_labels(raster, values=values, assume_crs=assume_crs)
     entry = labels.table[class_name]
     check_no_nodata(labels, entry)
@@ -303,7 +307,9 @@ def export_features(
     try:
         staging.mkdir(exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror}") from error
+        raise OutputError(
+            f"cannot write {output}: {error.strerror}", code=code_of_output(error)
+        ) from error
     try:
         with connect(workers=workers or WORKERS) as client:
             traced = trace_classes(

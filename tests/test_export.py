@@ -213,8 +213,9 @@ def test_the_outlines_of_regions_are_their_geometries(turn: str) -> None:
 
 
 def test_regions_on_a_flat_map_are_refused() -> None:
-    with pytest.raises(CRSError, match="flat"):
+    with pytest.raises(CRSError, match="flat") as caught:
         Outlines.of_regions(polygonize(salt()), Affine(2, 2, 0, 2, 2, 0))
+    assert caught.value.code == "NO_GEOREF"
 
 
 def test_rings_that_run_the_wrong_way_are_found() -> None:
@@ -428,16 +429,18 @@ def test_simplified_noise_is_valid_and_counterclockwise(
 
 def test_a_crs_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     nowhere = 'LOCAL_CS["site",UNIT["metre",1]]'
-    with pytest.raises(CRSError, match="site"):
+    with pytest.raises(CRSError, match="site") as caught:
         framed(ellipse(), crs=nowhere)
+    assert caught.value.code == "CRS_UNKNOWN"
     with pytest.raises(CRSError, match="site"):
         write_features(tmp_path / "x.geojson", [], crs=nowhere, pixel_size=1)
     assert not list(tmp_path.iterdir())
 
 
 def test_coordinates_off_the_map_are_refused() -> None:
-    with pytest.raises(CRSError, match="domain"):
+    with pytest.raises(CRSError, match="domain") as caught:
         framed(ellipse(), transform=Affine(2, 0, 1e12, 0, -2, 1e12))
+    assert caught.value.code == "CRS_UNKNOWN"
 
 
 def test_outlines_in_groups_are_features_of_several_polygons() -> None:

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,9 +20,9 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
-from geounet import geoparquet
+from geounet import files, geoparquet
 from geounet.arcs import simplified
-from geounet.errors import ConfigError
+from geounet.errors import ConfigError, OutputError
 from geounet.export import build_features
 from geounet.features import (
     LINES,
@@ -219,6 +221,52 @@ def test_a_second_layer_that_fails_leaves_no_first(tmp_path: Path) -> None:
     layers = {"a": Layer(LINES, [batch_of("LineString")]), "b": Layer(NODES, failing())}
     with pytest.raises(ZeroDivisionError, match="a task failed"):
         write_layers(tmp_path / "x.gpkg", layers, crs=UTM33, pixel_size=2)
+    assert not list(tmp_path.iterdir())
+
+
+def endless() -> Iterator[Features]:
+    while True:
+        yield batch_of("Polygon")
+
+
+@pytest.mark.parametrize(
+    ("key", "broken"),
+    [("geojson", "fit"), ("geojsonseq", "feature_texts"), ("gpkg", "to_wkb")],
+)
+def test_what_fails_as_it_is_written_is_what_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, broken: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise shapely.GEOSException("no good")
+
+    monkeypatch.setattr(files, broken, fail)
+    path = tmp_path / f"x{SUFFIXES[key]}"
+    with pytest.raises(shapely.GEOSException, match="no good"):
+        write_features(path, endless(), crs=UTM33, pixel_size=2, format=key)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["geojson", "geojsonseq", "geoparquet"])
+def test_a_disk_that_fills_up_is_told_with_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    def full(_: Any, parts: Any, *rest: Any, **options: Any) -> None:
+        next(iter(parts))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def take(target: Any, stream: Any, **_: Any) -> int:
+        for _part in stream:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return 0
+
+    if key == "geoparquet":
+        monkeypatch.setattr(files, "write_geoparquet", full)
+    else:
+        monkeypatch.setattr(files, "_write_texts", lambda _, *told, **more: take(*told))
+    path = tmp_path / f"x{SUFFIXES[key]}"
+    with pytest.raises(OutputError, match="No space left on device") as caught:
+        write_features(path, endless(), crs=UTM33, pixel_size=2, format=key)
+    assert caught.value.code == "DISK_FULL"
     assert not list(tmp_path.iterdir())
 
 

@@ -290,6 +290,32 @@ def test_class_names_are_distinct_and_not_taken(names: tuple[str, ...]) -> None:
         Card.model_validate(CARD.model_dump() | {"classes": classes})
 
 
+@pytest.mark.parametrize(
+    ("names", "wrong"),
+    [
+        (("road", "building_road"), "class building_road ends in _road"),
+        (("main_road", "road"), "class main_road ends in _road"),
+        (("road_nodes",), "class road_nodes ends in _nodes"),
+        (("nodes",), "can be called nodes"),
+        (("road", "building_roads"), ""),
+        (("road", "roadbuilding"), ""),
+        (("road", "road_building"), ""),
+        (("preview", "building"), "can be called preview"),
+    ],
+)
+def test_no_two_files_of_an_archive_can_have_one_name(
+    names: tuple[str, ...], wrong: str
+) -> None:
+    """Scene ``a_building`` has a road file, and scene ``a`` a ``building_road`` one."""
+    classes = tuple(ClassCard(name=name, colour="#ff0000") for name in names)
+    table = CARD.model_dump() | {"classes": classes}
+    if not wrong:
+        assert Card.model_validate(table).class_names == names
+        return
+    with pytest.raises(ValidationError, match=wrong):
+        Card.model_validate(table)
+
+
 def test_a_model_file_can_be_read_by_others(saved: Path) -> None:
     assert saved.stat().st_mode & 0o044
 

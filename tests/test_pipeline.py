@@ -538,6 +538,7 @@ def test_the_receipt_says_what_was_made_from_what(done: Result, model: Path) -> 
     assert (item["type"], item["id"]) == ("Feature", "scene")
     assert properties["geounet:input"]["path"] == str(done.scene.resolve())
     assert properties["geounet:input"]["size"] == done.scene.stat().st_size
+    assert [band["band"] for band in properties["geounet:bands"]] == [1, 2, 3]
     assert properties["geounet:model"] == {
         "name": "tiny",
         "sha256": sha256_of(model),
@@ -797,6 +798,19 @@ def test_the_same_model_under_another_path_changes_nothing(
     copy.write_bytes(Path(named["model"]).read_bytes())
     assert go(scene, model=copy).skipped
     assert go(scene, device="cpu").skipped
+
+
+def test_the_receipt_says_which_bands_were_used_and_what_they_are_called(
+    go: Run, write_raster: WriteRaster
+) -> None:
+    scene = write_raster(textured(40, 40), descriptions=("B02", None, "B04"))
+    with rasterio.open(scene) as src:
+        assert src.colorinterp[1].name == "green"
+    assert receipt(go(scene, bands=(3, 2, 1)))["geounet:bands"] == [
+        {"band": 3, "name": "B04"},
+        {"band": 2, "name": "green"},
+        {"band": 1, "name": "B02"},
+    ]
 
 
 def test_an_infinite_nodata_value_reaches_the_receipt(

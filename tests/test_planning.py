@@ -1,27 +1,32 @@
 """How a machine is shared out among tasks, and which scenes are accepted."""
 
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+from affine import Affine
 from click.testing import CliRunner
 
 from geounet import planning
 from geounet.cli import main
 from geounet.errors import ConfigError, CRSError, GeounetError, RasterError
+from geounet.pipeline import check_unchanged
 from geounet.planning import (
     Lanes,
     Plan,
     Recipe,
+    band_names,
     check_recipe,
     choose_lanes,
     plan,
     tell_of_risk,
     visible_gpus,
 )
-from geounet.raster import DRIVER_RISKS, MAX_PIXELS
+from geounet.raster import DRIVER_RISKS, MAX_PIXELS, Scene
 from tests.conftest import WriteRaster
 from tests.scenes import save_tiny, textured
 
@@ -197,6 +202,85 @@ def test_a_vrt_that_is_allowed_runs_no_code(
         with pytest.raises(RasterError, match=r"Python code.*explicitly disabled"):
             planned(vrt, model=tiny, allow_driver=("VRT",))
     assert not touched.exists()
+
+
+CALLED = {
+    "as wanted": (("red", "green", "blue"), None, ""),
+    "in another order": (("NIR", "Red", "Green"), None, "1, 2, 3 are called nir, red"),
+    "backwards": (("blue", "green", "red"), None, "and model tiny wants red, green"),
+    "backwards, and chosen so": (("blue", "green", "red"), (3, 2, 1), ""),
+    "something else": (("B04", "B03", "B02"), None, ""),
+    "some not at all": (("red", "", "blue"), None, ""),
+}
+
+
+@pytest.mark.parametrize("case", CALLED)
+def test_bands_that_are_called_otherwise_than_the_model_wants_are_told_of(
+    write_raster: WriteRaster, tiny: str, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    called, bands, warned = CALLED[case]
+    path = write_raster(textured(40, 60), descriptions=called)
+    planned(path, model=tiny, bands=bands)
+    told = [r.getMessage() for r in caplog.records if "are called" in r.getMessage()]
+    assert len(told) == bool(warned)
+    assert warned in "".join(told)
+
+
+def test_bands_are_called_what_the_file_calls_them_or_their_colors(
+    write_raster: WriteRaster,
+) -> None:
+    path = write_raster(textured(40, 60), photometric="rgb")
+    with rasterio.open(path, "r+") as dst:
+        dst.set_band_description(3, "B02")
+    assert band_names(Scene.open(path), (3, 1)) == ["B02", "red"]
+
+
+@pytest.mark.parametrize("beside", ["scene.tfw", "scene.tif.aux.xml", "scene.tif.msk"])
+def test_a_file_beside_a_scene_that_changes_makes_it_another_input(
+    write_raster: WriteRaster, tiny: str, beside: str
+) -> None:
+    path = write_raster(textured(40, 60), transform=Affine.identity())
+    path.with_name("scene.tfw").write_text("2\n0\n0\n-2\n500000\n5000000\n")
+    before = planned(path, model=tiny)
+    check_unchanged(before)
+    assert planned(path, model=tiny).fingerprint == before.fingerprint
+    write_beside(path, beside)
+    after = planned(path, model=tiny)
+    assert after.fingerprint != before.fingerprint
+    check_unchanged(after)
+    os.utime(path.with_name(beside), ns=(1, 1))
+    with pytest.raises(RasterError, match="changed while it was read"):
+        check_unchanged(after)
+    path.with_name(beside).unlink()
+    with pytest.raises(RasterError, match="changed while it was read"):
+        check_unchanged(after)
+
+
+def write_beside(path: Path, name: str) -> None:
+    """Change, or make, a file beside a scene that says what it does not say itself."""
+    if name.endswith(".tfw"):
+        path.with_name(name).write_text("2\n0\n0\n-2\n500000\n5000002\n")
+    elif name.endswith(".xml"):
+        path.with_name(name).write_text(
+            "<PAMDataset><PAMRasterBand band='1'><NoDataValue>7</NoDataValue>"
+            "</PAMRasterBand></PAMDataset>"
+        )
+    else:
+        with (
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False),
+            rasterio.open(path, "r+") as dst,
+        ):
+            dst.write_mask(np.full(dst.shape, 255, np.uint8))
+
+
+def test_a_scene_alone_is_known_by_its_own_file(
+    write_raster: WriteRaster, tiny: str
+) -> None:
+    path = write_raster(textured(40, 60), metres=2)
+    before = planned(path, model=tiny)
+    assert before.made_from["input"].keys() == {"path", "size", "mtime_ns"}
+    path.with_name("scene.tfw").write_text("not needed")
+    assert planned(path, model=tiny).fingerprint == before.fingerprint
 
 
 def test_what_may_be_allowed_is_a_short_list() -> None:

@@ -37,9 +37,11 @@ from geounet.raster import (
     Collar,
     Scene,
     make_folder,
+    provisional,
     replacing,
     write_cog,
 )
+from geounet.recovery import REMEDIES
 from geounet.tiling import TileGrid, Window
 from tests.conftest import WriteRaster
 
@@ -761,8 +763,36 @@ def test_a_file_that_is_no_tiff_is_told_what_it_is(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(RasterError, match=complaint) as caught:
             Scene.open(path)
-        assert "scene.tif" in str(caught.value)
+        assert str(caught.value).count("scene.tif") == 1
         assert "\n" not in str(caught.value)
+
+
+def test_a_refusal_says_what_to_do(write_raster: WriteRaster, tmp_path: Path) -> None:
+    path = tmp_path / "scene.tif"
+    for content, advice in {
+        b"<html>404": "; repeat it",
+        b"\7\7\7\7": "; copy or download it again",
+        b"II*\0\x08\0\0\0": "; copy or download it again",
+        b"\xff\xd8\xff": "gdal_translate, or, if you trust it, --allow-driver JPEG",
+        b"\x89PNG": "gdal_translate, or, if you trust it, --allow-driver PNG",
+        b"<VRTDataset>": "if you trust it, --allow-driver VRT",
+        b"\x89HDF": "an HDF5 file; convert it with gdal_translate",
+    }.items():
+        path.write_bytes(content)
+        with pytest.raises(RasterError) as caught:
+            Scene.open(path)
+        assert str(caught.value).endswith(advice)
+    path.unlink()
+    with pytest.raises(RasterError, match=r"no such file; see whether its name is"):
+        Scene.open(path)
+    with_tag(write_raster(PLAIN, **DEFLATED), 259, 12345)
+    with pytest.raises(RasterError, match=r"missing codec.*; rewrite it with gdal_tr"):
+        Scene.open(path)
+
+
+def test_a_name_as_long_as_it_may_be_opens(write_raster: WriteRaster) -> None:
+    path = write_raster(PLAIN, name="l" * 251 + ".tif")
+    assert Scene.open(path).sidecars == ()
 
 
 def test_a_vrt_named_tif_is_not_followed(
@@ -1008,6 +1038,7 @@ def sparse(path: Path, size: int, **options: Any) -> Path:
         return path
 
 
+SPECKS = Affine(1e-10, 0, 9, 0, -1e-10, 0)
 REFUSED: dict[str, tuple[Maker, str, str]] = {
     "missing": (lambda _: "/no/such/scene.tif", "INPUT_MISSING", "no such file"),
     "link to nothing": (
@@ -1120,6 +1151,14 @@ REFUSED: dict[str, tuple[Maker, str, str]] = {
         lambda write: write(PLAIN, transform=Affine.identity()),
         *("NO_GEOREF", "gdal_translate -a_srs"),
     ),
+    "pixels of nothing": (
+        lambda write: write(PLAIN, metres=1e-5),
+        *("NO_GEOREF", "pixels of 1e-05 m .*; wanted 0.001 m or more"),
+    ),
+    "pixels of nothing, in degrees": (
+        lambda write: write(PLAIN, crs="EPSG:4326", transform=SPECKS),
+        *("NO_GEOREF", "pixels of 1e-05 m"),
+    ),
     "a flat place": (
         lambda write: write(PLAIN, transform=Affine(1, 1, 9, 1, 1, 9)),
         *("NO_GEOREF", "impossible geotransform"),
@@ -1199,7 +1238,10 @@ def test_what_happens_to_a_file_after_it_was_opened_has_a_code(
         scene = replace(before, collar=()).resampled_to(ground_size)
         with pytest.raises(RasterError, match="cannot read") as caught:
             scene.read(whole(scene), (1, 2, 3))
-        assert str(caught.value).isprintable()
+        told = str(caught.value)
+        assert told.isprintable()
+        assert told.count(path.name) == 1
+        assert told.endswith(REMEDIES[caught.value.code])
         return caught.value.code
 
     before = Scene.open(path)
@@ -1517,6 +1559,28 @@ def test_a_write_that_succeeds_replaces_the_old_file(tmp_path: Path) -> None:
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_provisional_name_is_not_waited_for_but_the_file_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[Path] = []
+
+    def noted(handle: int) -> None:
+        waited.append(Path(f"/proc/self/fd/{handle}").readlink())
+
+    def write_one() -> list[bool]:
+        waited.clear()
+        with replacing(tmp_path / "a.txt") as partial:
+            partial.write_text("a")
+        return [path.is_dir() for path in waited]
+
+    monkeypatch.setattr(os, "fsync", noted)
+    assert write_one() == [False, True]
+    with pytest.raises(KeyError), provisional():
+        assert write_one() == [False]
+        raise KeyError
+    assert write_one() == [False, True]
 
 
 def test_where_nothing_can_be_written_it_is_said_at_once(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """What follows a failure, by its code; and when an archive is given up."""
 
 import errno
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from distributed.scheduler import KilledWorker
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,6 +142,13 @@ def test_what_others_raise_gets_a_code(error: Exception, code: str) -> None:
     failure = failure_of(error)
     assert failure.code == code
     assert "\n" not in failure.message
+
+
+def test_workers_that_died_with_a_task_are_known() -> None:
+    last: Any = SimpleNamespace(address="tcp://127.0.0.1:1")
+    failure = failure_of(KilledWorker("infer-1", last, 3))
+    assert failure.code == "WORKER_DIED"
+    assert "all those workers died while running it" in failure.message
 
 
 def test_the_cause_says_what_it_was_where_the_error_does_not() -> None:

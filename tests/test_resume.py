@@ -103,8 +103,13 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return blocks
 
 
-def do(work: Plan, **options: Any) -> Result:
-    return execute(work, run=one_by_one, **options)
+def do(work: Plan, *, run: pipeline.Run = one_by_one, **options: Any) -> Result:
+    return execute(work, run=run, **options)
+
+
+def as_on_a_cluster(func: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Run tasks one by one, but write files as if others did the tasks: in threads."""
+    return map(func, items)
 
 
 def left(folder: Path) -> Contents:
@@ -363,7 +368,7 @@ def test_a_full_disk_is_given_back_all_but_the_parts(
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "write_preview", full_after_the_others)
         with pytest.raises(OutputError, match="No space") as caught:
-            do(work)
+            do(work, run=as_on_a_cluster)
     assert caught.value.code in {"DISK_FULL", "OUTPUT_UNWRITABLE"}
     assert {"scene_mask", "scene_water", "closed"} <= seen
     assert kinds(work.staging) == {"mask", "best", "picture", "done"}
@@ -438,13 +443,13 @@ def test_the_other_outputs_of_a_folder_are_not_looked_through(
 ) -> None:
     """There may be a million of them."""
     looked: list[str] = []
+
+    def noted(look: Callable[..., Any], path: Any) -> Any:
+        looked.append("" if isinstance(path, int) else os.fspath(path))
+        return look(path)
+
     for name in ("listdir", "scandir"):
-
-        def noted(path: Any = ".", look: Any = getattr(os, name)) -> Any:
-            looked.append(os.fspath(path) if not isinstance(path, int) else "")
-            return look(path)
-
-        monkeypatch.setattr(os, name, noted)
+        monkeypatch.setattr(os, name, partial(noted, getattr(os, name)))
     do(planned(nodata="none"))
     work = planned()
     do(work, redo=True)
@@ -567,11 +572,12 @@ def check_states(
     patch: pytest.MonkeyPatch,
     golden: Contents,
     instants: Iterable[int],
+    **options: Any,
 ) -> None:
     for at in instants:
         work = planned()
         shutil.rmtree(work.output, ignore_errors=True)
-        kill(work, patch, at)
+        kill(work, patch, at, **options)
         assert not work.receipt.exists() or planned().up_to_date, at
         settle(planned())
         assert left(work.output) == golden, at
@@ -585,11 +591,15 @@ def test_a_run_killed_as_it_publishes_ends_as_if_it_had_not_been(
     check_states(planned, monkeypatch, golden, publishing(calls)[::2])
 
 
+@pytest.mark.parametrize("run", [one_by_one, as_on_a_cluster])
 def test_a_run_killed_as_it_stages_ends_as_if_it_had_not_been(
-    planned: Planned, golden: Contents, monkeypatch: pytest.MonkeyPatch
+    planned: Planned,
+    golden: Contents,
+    monkeypatch: pytest.MonkeyPatch,
+    run: pipeline.Run,
 ) -> None:
-    calls = calls_of(planned(), monkeypatch)
-    check_states(planned, monkeypatch, golden, range(1, len(calls), 7))
+    calls = calls_of(planned(), monkeypatch, run=run)
+    check_states(planned, monkeypatch, golden, range(1, len(calls), 7), run=run)
 
 
 @pytest.mark.slow
@@ -767,6 +777,24 @@ def test_outputs_are_on_the_disk_before_they_have_names_and_the_receipt_comes_la
     ]
 
 
+def test_a_small_scene_waits_for_the_disk_once_for_a_file_and_twice_for_names(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[Path] = []
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        waited.append(Path(f"/proc/self/fd/{handle}").readlink())
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    work = planned()
+    do(work)
+    files = sorted(path.name.split(".")[1] for path in waited[:-2])
+    assert files == sorted(path.stem for path in (*work.outputs.values(), work.receipt))
+    assert waited[-2:] == [work.output] * 2
+
+
 def test_a_disk_that_cannot_keep_a_file_is_an_error_and_not_asked_again(
     planned: Planned, golden: Contents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -889,6 +917,40 @@ def test_a_scene_that_is_damaged_but_not_changed_is_called_damaged(
     with pytest.raises(RasterError) as caught:
         execute(planned(), run=cut_after(1, error))
     assert caught.value is error
+
+
+# --- one of very many -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("small", "run", "times"),
+    [
+        (60 * 90, one_by_one, 2),
+        (60 * 90 + 1, one_by_one, 0),
+        (10**9, as_on_a_cluster, 2),
+    ],
+)
+def test_what_a_small_scene_leaves_in_memory_is_kept_for_the_next(
+    planned: Planned,
+    monkeypatch: pytest.MonkeyPatch,
+    small: int,
+    run: pipeline.Run,
+    times: int,
+) -> None:
+    released: list[int] = []
+    monkeypatch.setattr(pipeline, "release_memory", lambda: released.append(1))
+    monkeypatch.setattr(pipeline, "SMALL", small)
+    do(planned(), run=run)
+    assert len(released) == times
+
+
+def test_a_small_scene_is_written_without_threads(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(pipeline, "ThreadPoolExecutor")
+    do(planned())
+    with pytest.raises(NameError):
+        do(planned("other"), run=as_on_a_cluster)
 
 
 # --- in steps, by others, without Dask --------------------------------------------

@@ -354,6 +354,28 @@ def test_files_of_any_size_have_an_identity(tmp_path: Path, size: int) -> None:
     assert identity_of(paths[0]) != first
 
 
+@pytest.mark.parametrize(
+    "name", ["a.b.tfw", "a.b.wld", "a.b.tab", "a.b.tif.aux.xml", "a.b.tif.msk"]
+)
+def test_a_file_beside_a_scene_is_part_of_what_it_is(tmp_path: Path, name: str) -> None:
+    path, beside = tmp_path / "a.b.tif", tmp_path / name
+    path.write_bytes(b"a")
+    seen = [identity_of(path)]
+    beside.write_bytes(b"1")
+    os.utime(beside, ns=(1, 1))
+    seen.append(identity_of(path))
+    os.utime(beside, ns=(1, 2))
+    seen.append(identity_of(path))
+    beside.write_bytes(b"12")
+    os.utime(beside, ns=(1, 2))
+    seen.append(identity_of(path))
+    assert len(set(seen)) == 4
+    beside.unlink()
+    assert identity_of(path) == seen[0]
+    (tmp_path / "b.tfw").write_bytes(b"of another")
+    assert identity_of(path) == seen[0]
+
+
 def test_a_link_is_what_it_leads_to(tmp_path: Path) -> None:
     path, link = tmp_path / "a.tif", tmp_path / "link.tif"
     path.write_bytes(b"a")

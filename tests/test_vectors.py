@@ -338,7 +338,7 @@ def test_nodes_that_are_there_are_not_replaced_unasked(
     mask: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "r_nodes.geojson").write_text("mine")
-    with pytest.raises(OutputError, match=r"r_nodes\.geojson exists"):
+    with pytest.raises(OutputError, match=r"r_nodes\.geojson exists") as caught:
         export_features(
             mask,
             tmp_path / "r.geojson",
@@ -346,7 +346,11 @@ def test_nodes_that_are_there_are_not_replaced_unasked(
             values=VALUES,
             geometry="line",
         )
+    assert caught.value.code == "OUTPUT_EXISTS"
     assert (tmp_path / "r_nodes.geojson").read_text() == "mine"
+    with pytest.raises(OutputError, match="is a folder") as caught:
+        export_features(mask, tmp_path, class_name="road", format="geojson")
+    assert caught.value.code == "OUTPUT_EXISTS"
 
 
 # --- what is said -----------------------------------------------------------------
@@ -408,6 +412,7 @@ def test_a_first_run_says_that_it_compiles(
         export(mask, tmp_path / "again", "regular")
         assert not [r for r in caplog.records if "compiling" in r.message]
         monkeypatch.setattr(vectors, "compiled_modules", lambda: {"vectorize"})
+        vectors._say_if_not_compiled.cache_clear()
         export(mask, tmp_path / "new", "regular")
     assert [r for r in caplog.records if "compiling for this machine" in r.message]
 
