@@ -45,6 +45,8 @@ CONFIG = {
         "MKL_NUM_THREADS": 1,
         "OPENBLAS_NUM_THREADS": 1,
     },
+    # an hour of call stacks, sampled and kept in each worker: half a gigabyte
+    "distributed.worker.profile.enabled": False,
     # a block of a large scene may hold the GIL for long
     "distributed.scheduler.worker-ttl": "15 minutes",
 }
@@ -81,6 +83,7 @@ def connect(
         ConnectionError: nothing answers at ``scheduler``, or it has no workers.
     """
     import dask
+    import distributed  # noqa: F401  its defaults are there before ours are set over them
 
     # that a worker died, and another took its place, is for the caller to say
     for name in ("distributed", "distributed.client"):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import dask
 import pytest
 
 from geounet.schedule import IN_FLIGHT_PER_LANE, Crew, Ended, employed
@@ -67,6 +68,14 @@ def test_there_is_room_for_two_tasks_a_lane(crew: Crew) -> None:
     assert handed == IN_FLIGHT_PER_LANE * crew.lanes == IN_FLIGHT_PER_LANE * 4
     for _ in range(handed):
         assert crew.next_ended(20) is not None
+
+
+def profiled() -> object:
+    return dask.config.get("distributed.worker.profile.enabled")
+
+
+def test_workers_keep_no_profile_that_grows_for_an_hour(crew: Crew) -> None:
+    assert set(crew.ask_all(profiled).values()) == {False}
 
 
 def test_an_error_comes_back_unchanged(crew: Crew) -> None:

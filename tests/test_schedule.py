@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -53,6 +55,17 @@ def test_nothing_listens_beyond_this_machine(client: object) -> None:
     for server in servers:
         for listener in server.http_server._sockets.values():
             assert listener.getsockname()[0] == "127.0.0.1"
+
+
+def test_a_process_can_connect_more_than_once() -> None:
+    """Of a process of its own, in which nothing has imported Dask before."""
+    code = (
+        "from geounet.schedule import connect\n"
+        "for _ in range(2):\n"
+        "    with connect(workers=1) as client:\n"
+        "        assert client.submit(abs, -1).result() == 1\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_scheduler_that_is_not_there_is_a_connection_error(
