@@ -61,6 +61,7 @@ from geounet.raster import (
     move_into_place,
     provisional,
     replacing,
+    writing,
 )
 from geounet.recovery import failure_of
 from geounet.report import write_preview
@@ -244,7 +245,8 @@ def tidied(work: Plan) -> Iterator[None]:
     model's fault, or a bug. Nothing may still be at work on the scene.
     """
     try:
-        yield
+        with writing(work.staging):
+            yield
     except BaseException as error:
         abandon(work, error)
         raise

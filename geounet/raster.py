@@ -586,7 +586,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     mine = f"{os.getpid()}.{uuid.uuid4().hex[:12]}"
     partial = path.with_name(f".{path.stem}.{mine}.partial{path.suffix}")
     try:
-        with _output(path):
+        with writing(path):
             yield partial
             _sync(partial)
             os.replace(partial, path)
@@ -792,25 +792,25 @@ def move_into_place(
     if removed:
         _sync_folder(folder)
     for finished, path in moves[:-1]:
-        with _output(path):
+        with writing(path):
             os.replace(finished, path)
     _sync_folder(folder)
     finished, path = moves[-1]
-    with _output(path):
+    with writing(path):
         os.replace(finished, path)
     _sync_folder(folder)
 
 
 def _removed(path: Path) -> bool:
     """Remove a file; returns whether it was there."""
-    with _output(path), contextlib.suppress(FileNotFoundError):
+    with writing(path), contextlib.suppress(FileNotFoundError):
         path.unlink()
         return True
     return False
 
 
 def _sync_folder(path: Path) -> None:
-    with _output(path):
+    with writing(path):
         _sync(path)
 
 
@@ -832,7 +832,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _output(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turn what can go wrong in writing ``path`` into an OutputError of one line."""
     try:
         yield

@@ -35,7 +35,7 @@ from geounet.outlining import (
     pixel_size,
 )
 from geounet.progress import Report
-from geounet.raster import Scene, code_of_output, read_tags
+from geounet.raster import Scene, code_of_output, read_tags, writing
 from geounet.recipes import checked
 from geounet.regions import Regions
 from geounet.roads import trace_roads
@@ -311,7 +311,7 @@ def export_features(
             f"cannot write {output}: {error.strerror}", code=code_of_output(error)
         ) from error
     try:
-        with connect(workers=workers or WORKERS) as client:
+        with writing(staging), connect(workers=workers or WORKERS) as client:
             traced = trace_classes(
                 labels,
                 [entry],
