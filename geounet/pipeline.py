@@ -33,7 +33,13 @@ from geounet.classes import (
     ClassTable,
     classify,
 )
-from geounet.errors import ConfigError, ModelError, OutputError, RasterError
+from geounet.errors import (
+    ConfigError,
+    GeounetError,
+    ModelError,
+    OutputError,
+    RasterError,
+)
 from geounet.inference import (
     Engine,
     Stretch,
@@ -245,11 +251,23 @@ def tidied(work: Plan) -> Iterator[None]:
     model's fault, or a bug. Nothing may still be at work on the scene.
     """
     try:
-        with writing(work.staging):
+        with _in_words(work.staging):
             yield
     except BaseException as error:
         abandon(work, error)
         raise
+
+
+@contextmanager
+def _in_words(staging: Path) -> Iterator[None]:
+    """Turn what the system says of a file below ``staging`` into one line of ours."""
+    try:
+        yield
+    except GeounetError:
+        raise
+    except OSError as error:
+        with writing(staging):
+            raise error
 
 
 def abandon(work: Plan, error: BaseException) -> None:

@@ -699,6 +699,7 @@ def write_cog(
                 overview_resampling=overview_resampling,
             )
         _verify(partial, checksums)
+        _verify_header(partial, flat)
 
 
 COG_BLOCK = 512
@@ -739,6 +740,39 @@ def _verify(path: Path, checksums: Sequence[int]) -> None:
                 raise OutputError(told, code="IO_ERROR")
         for level in range(len(src.overviews(1))):
             _verify_overview(path, level)
+
+
+def _verify_header(path: Path, flat: Path) -> None:
+    """Compare what a COG says of itself with the file that it was made from.
+
+    A write that failed while the header was written can lose a tag and nothing else.
+
+    Raises:
+        OutputError: they differ, or the file is no COG.
+    """
+    with (
+        _env(),
+        _open_quietly(path, "GTiff") as src,
+        _open_quietly(flat, "GTiff") as was,
+    ):
+        told = [src.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG"]
+        told += [
+            of(src) == of(was)
+            for of in (
+                lambda it: (it.crs, it.transform, it.nodatavals, it.descriptions),
+                lambda it: {k: v for k, v in it.tags().items() if k != "AREA_OR_POINT"},
+                lambda it: it.colorinterp,
+                _colormap_of,
+            )
+        ]
+    if not all(told):
+        raise OutputError("its header reads back otherwise", code="IO_ERROR")
+
+
+def _colormap_of(src: DatasetReader) -> Mapping[int, Any] | None:
+    with contextlib.suppress(ValueError):  # it has none
+        return dict(src.colormap(1))
+    return None
 
 
 def _verify_overview(path: Path, level: int) -> None:
