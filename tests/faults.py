@@ -145,13 +145,16 @@ class Shim:
         return self.notes / "grave"
 
     def environment(
-        self, folder: Path, *, fault: str = "", calls: Sequence[str] = ()
+        self, folder: Path | None, *, fault: str = "", calls: Sequence[str] = ()
     ) -> dict[str, str]:
-        """What a process needs so that the shim is in it; notes are cleared."""
+        """What a process needs so that the shim is in it; notes are cleared.
+
+        Without a folder nothing counts until the shim is told of one.
+        """
         self.clear()
         return {
             "LD_PRELOAD": str(self.library),
-            "GEOUNET_FAULT_DIR": str(folder.resolve()),
+            "GEOUNET_FAULT_DIR": str(folder.resolve()) if folder else "",
             "GEOUNET_FAULT": fault,
             "GEOUNET_FAULT_CALLS": ",".join(calls),
             "GEOUNET_FAULT_STATE": str(self.state),
@@ -174,7 +177,6 @@ class Shim:
         folder: Path,
         fault: str = "",
         calls: Sequence[str] = (),
-        env: Mapping[str, str] | None = None,
     ) -> Trial:
         """Run Python, which may start other processes that count with it.
 
@@ -183,13 +185,12 @@ class Shim:
             folder: as in `Server.do`.
             fault: as in `Server.do`, but no power cut.
             calls: as in `Server.do`.
-            env: more of the environment.
         """
         here = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         shim = self.environment(folder, fault=fault, calls=calls)
         done = subprocess.run(
             [sys.executable, *argv],
-            env={**os.environ, **here, **shim, **(env or {})},
+            env={**os.environ, **here, **shim},
             capture_output=True,
             text=True,
             timeout=PATIENCE,
@@ -231,7 +232,7 @@ class Shim:
                 "OMP_NUM_THREADS": "1",
                 "OPENBLAS_NUM_THREADS": "1",
                 "GEOUNET_FAULT_GRAVE": str(self.grave),
-                **self.environment(self.notes),
+                **self.environment(None),
             },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
