@@ -26,7 +26,7 @@ OF_AN_ARCHIVE = (
 """Modules whose errors an archive may meet."""
 NO_CODES = {
     *("COG", "IF_SAFER", "INTERNAL", "JPEG", "OFFSET", "PNG", "SIZE", "TIFF", "VRT"),
-    *("AREA_OR_POINT", "IMAGE_STRUCTURE", "LAYOUT"),
+    *("AREA_OR_POINT", "IFD_OFFSET", "IMAGE_STRUCTURE", "LAYOUT"),
     *("COMMIT", "NFD", "TRUE", "TRUNCATE", "WAL"),
     "ERROR",  # of the base class, which nobody raises
     "TRAINING",  # of another command
