@@ -54,7 +54,7 @@ from geounet.planning import (
     fingerprint,
     make_recipe,
 )
-from geounet.raster import available_cores, make_folder
+from geounet.raster import available_cores, make_folder, writing
 from geounet.recovery import Breaker, Failure
 from geounet.schedule import Crew, available_memory, employed
 from geounet.selection import Decision, decide, identity_of
@@ -440,7 +440,8 @@ def hired(recipe: Recipe, output: Path) -> Iterator[tuple[Crew, Recipe]]:
             # a worker that is ready for its first task is there for all of them
             preload=("geounet.jobs",),
         ) as crew:
-            probe.touch()
+            with writing(probe):
+                probe.touch()
             try:
                 met = crew.ask_all(introduce, recipe.device, recipe.model, [str(probe)])
             finally:

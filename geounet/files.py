@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
 
@@ -33,10 +34,11 @@ from geounet.features import (
     Layout,
 )
 from geounet.formats import FORMATS, format_of
-from geounet.geojson import FEATURE, Numbers, dumps, feature_texts
+from geounet.geojson import Numbers, dumps, feature_texts
 from geounet.geoparquet import BBOX, GEOMETRY, group_ends, joined, write_geoparquet
 from geounet.ground import Floats, Geometries, Outlines, map_crs, project
 from geounet.raster import code_of_output, replacing
+from geounet.readback import Tally, Wanted, check_file
 from geounet.rfc7946 import Fitted, coordinate_decimals, fit
 from geounet.wkb import to_wkb
 
@@ -49,9 +51,6 @@ _ARROW = {
     TEXT: pa.string(),
 }
 _TEXT = {"geojson", "geojsonseq"}
-_READ = 2**20
-"""Bytes read at once to count features."""
-
 _ROWS = 8192
 """Features read at once."""
 
@@ -149,9 +148,11 @@ def write_layers(
     counts = {}
     with _written(path, streams.values()) as partial:
         for name, (layout, _) in layers.items():
-            target = _Target(partial, layout, source, name, decimals)
+            target = _Target(partial, layout, source, name, decimals, Tally())
             counts[name] = _WRITERS[key](target, streams[name])
-            _verify(target, key, counts[name])
+            twin = _twin(target) if key == "gpkg" else b""
+            wanted = Wanted(name, counts[name], source, target.tally, twin)
+            check_file(partial, key, wanted)
     return counts
 
 
@@ -164,6 +165,8 @@ class _Target(NamedTuple):
     layer: str
     decimals: int
     """Of coordinates in degrees."""
+    tally: Tally
+    """Of what GDAL was given."""
 
 
 class _Stream(Generic[Part]):
@@ -359,20 +362,25 @@ def _write_parquet(target: _Target, stream: _Stream[Features]) -> int:
 
 
 def _write_gdal(
-    target: _Target, stream: _Stream[Features], *, driver: str, **options: Any
+    target: _Target,
+    stream: _Stream[Features],
+    *,
+    driver: str,
+    into: Path | BytesIO | None = None,
+    **options: Any,
 ) -> int:
     import pyogrio  # it loads pandas, of which GeoJSON has no need
     from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 
     schema = _schema(target.layout)
     batches = _record_batches(stream, schema, target.layout)
-    rows = _Stream(_regrouped(batches))
+    rows = _Stream(_tallied(_regrouped(batches), target.tally))
     reader = pa.RecordBatchReader.from_batches(schema, iter(rows))
     try:
         with _clock_stopped():
             pyogrio.write_arrow(
                 reader,
-                target.path,
+                into or target.path,
                 layer=target.layer,
                 driver=driver,
                 geometry_name=GEOMETRY,
@@ -388,10 +396,19 @@ def _write_gdal(
     return rows.rows
 
 
-def _write_geopackage(target: _Target, stream: _Stream[Features]) -> int:
+def _write_geopackage(
+    target: _Target, stream: _Stream[Features], *, into: BytesIO | None = None
+) -> int:
     """As version 1.3, which is all we need: older QGIS warns of 1.4."""
     options = {"dataset_options": {"VERSION": "1.3"}}
-    return _write_gdal(target, stream, driver="GPKG", **options)
+    return _write_gdal(target, stream, driver="GPKG", into=into, **options)
+
+
+def _twin(target: _Target) -> bytes:
+    """Return a GeoPackage with the same layer and no features, made in memory."""
+    file = BytesIO()
+    _write_geopackage(target, _Stream([]), into=file)
+    return file.getvalue()
 
 
 def _write_flatgeobuf(target: _Target, stream: _Stream[Features]) -> int:
@@ -401,10 +418,10 @@ def _write_flatgeobuf(target: _Target, stream: _Stream[Features]) -> int:
     """
     beside = target.path.parent
     with tempfile.TemporaryDirectory(dir=beside, prefix=target.path.stem) as folder:
-        inside = target._replace(path=Path(folder, "features.fgb"))
+        inside = Path(folder, "features.fgb")
         options = {"driver": "FlatGeobuf", "TEMPORARY_DIR": folder}
-        count = _write_gdal(inside, stream, **options)
-        inside.path.replace(target.path)
+        count = _write_gdal(target, stream, into=inside, **options)
+        inside.replace(target.path)
     return count
 
 
@@ -415,6 +432,14 @@ _WRITERS: dict[str, Callable[[_Target, _Stream[Features]], int]] = {
     "gpkg": _write_geopackage,
     "fgb": _write_flatgeobuf,
 }
+
+
+def _tallied(
+    batches: Iterable[pa.RecordBatch], tally: Tally
+) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        tally.add(batch)
+        yield batch
 
 
 def _regrouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -449,49 +474,6 @@ def _clock_stopped() -> Iterator[None]:
             yield
         finally:
             pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": before})
-
-
-# Counting again ------------------------------------------------------------------
-
-
-def _verify(target: _Target, key: str, rows: int) -> None:
-    """Count the features of a finished file: a driver can lose a failed write.
-
-    Raises:
-        OutputError: the file holds another number than was sent to it.
-    """
-    found = _count(target.path, key, target.layer)
-    if found != rows:
-        raise OutputError(
-            f"{target.path} holds {found} features instead of {rows}; check the free "
-            "space"
-        )
-
-
-def _count(path: Path, key: str, layer: str) -> int:
-    if key == "geoparquet":
-        return int(pq.read_metadata(path).num_rows)
-    if key in _TEXT:
-        return _count_lines(path, end=b"]}\n" if key == "geojson" else b"\n")
-    import pyogrio
-
-    info = pyogrio.read_info(path, layer=layer, force_feature_count=True)
-    return int(info["features"])
-
-
-def _count_lines(path: Path, *, end: bytes) -> int:
-    """Features of a file with one a line; -1 if it does not end as it should.
-
-    A file of lines may be empty: then it ends as well as one that ends a line.
-    """
-    wanted = b"\n" + FEATURE.encode()
-    count, tail = 0, b"\n"
-    with path.open("rb") as file:
-        while block := file.read(_READ):
-            block = tail + block
-            count += block.count(wanted)
-            tail = block[1 - len(wanted) :]
-    return count if tail.endswith(end) else -1
 
 
 # Reading again -------------------------------------------------------------------

@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -794,14 +795,25 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
     except LedgerError as error:
         if error.code != "LEDGER_UNWRITABLE":
             raise
-        if (log := _beside(path, "-wal")).exists() and log.stat().st_size:
+        left = [log for log in map(partial(_beside, path), _LOGS) if _has_bytes(log)]
+        if left and os.access(path.parent, os.W_OK):
+            return _checked(path, "mode=rw")  # SQLite ends what a killed batch began
+        if left:
             raise _trouble(
                 path,
                 "LEDGER_UNREADABLE",
                 "cannot be read in a folder that cannot be written, since a batch was "
-                f"killed and left {log.name}; copy both to another folder",
+                f"killed and left {left[0].name}; copy both to another folder",
             ) from error
     return _checked(path, "mode=ro&immutable=1")  # nobody can be writing it
+
+
+_LOGS = "-wal", "-journal"
+"""Ends of the names of what holds changes that are not in the file, or not only."""
+
+
+def _has_bytes(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def _missing(path: Path, found: str) -> LedgerError:

@@ -514,7 +514,7 @@ def publish(work: Plan, described: Mapping[str, Any]) -> None:
     receipt = work.staging / work.receipt.name
     for path in leftovers(work, receipt):  # of another plan, killed as it published
         path.unlink(missing_ok=True)
-    with provisional(), replacing(receipt) as partial_path:
+    with replacing(receipt) as partial_path:
         text = json.dumps(described, indent=2, ensure_ascii=False, allow_nan=False)
         partial_path.write_text(text + "\n", encoding="utf-8")
     staged = staged_outputs(work)

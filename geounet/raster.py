@@ -880,7 +880,8 @@ def writing(path: Path) -> Iterator[None]:
         raise _output_error(path, error) from error
     except GeounetError:
         raise
-    except (RasterioError, CPLE_BaseError) as error:
+    # the last is what Cython makes of a failure of which GDAL says nothing
+    except (RasterioError, CPLE_BaseError, SystemError) as error:
         raise _output_error(path, error) from error
     except OSError as error:
         if error.errno not in _OUTPUT_CODES and path.parent.is_dir():
@@ -969,7 +970,7 @@ _SHORT_READ = re.compile(
 def code_of_output(error: BaseException) -> str:
     """Return the code of whatever was raised where a result was being written."""
     found = _code_in(error, _text_of(error), _OUTPUT_CODES)
-    lost = isinstance(error, RasterioError | CPLE_BaseError)
+    lost = isinstance(error, RasterioError | CPLE_BaseError | SystemError)
     return found or ("IO_ERROR" if lost else OutputError.usual_code)
 
 

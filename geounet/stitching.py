@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping
@@ -184,6 +185,8 @@ class Parts:
             for path in self.folder.iterdir():
                 if path.name in kept or _MARKER.fullmatch(path.name):
                     useful = True
+                elif path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
                 elif not _PART.fullmatch(path.name):
                     path.unlink(missing_ok=True)
         except OSError as error:

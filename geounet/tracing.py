@@ -283,6 +283,21 @@ def _make_vertices(grid: TileGrid, folder: Path) -> None:
     )
 
 
+def _save_vertices(bits: NDArray[np.uint8], block: Tile, path: Path) -> None:
+    """Write what is known of a block into the file of all.
+
+    Through a file and not through the map: of a full disk the one raises an error, the
+    other ends the process.
+    """
+    table = mapped(path)
+    cell = np.zeros(table.shape[2:], np.uint8)
+    cell[: bits.shape[0], : bits.shape[1]] = bits
+    number = block.row * table.shape[1] + block.col
+    with path.open("r+b") as file:
+        file.seek(table.offset + number * cell.nbytes)
+        file.write(cell)
+
+
 def _trace_to_file(
     block: Tile,
     *,
@@ -304,10 +319,8 @@ def _trace_to_file(
     )
     found = labels.read(window)
     if vertices:
-        table = mapped(_vertices_path(folder), "r+")
         bits = vertex_bits(_framed(found.mask, core, last))
-        table[block.row, block.col, : bits.shape[0], : bits.shape[1]] = bits
-        table.flush()
+        _save_vertices(bits, block, _vertices_path(folder))
     before = np.s_[: core.height + 1, : core.width + 1]
     trace = trace_block(
         found.mask[before],

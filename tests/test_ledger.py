@@ -884,6 +884,27 @@ def test_between_machines_no_memory_is_shared(
         assert ledger.get(1).blocks_done == 1
 
 
+def test_what_a_power_cut_left_half_written_is_undone_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change that was begun and never committed, in pages that are on the disk."""
+    path, cut = tmp_path / "ledger.sqlite", tmp_path / "cut"
+    monkeypatch.setattr(ledgers, "is_network", lambda _: True)
+    with Ledger.open(path) as ledger:
+        ledger.begin_run(["batch"], {}, {})
+        ledger.enlist(map(decision, range(400)))
+        db = ledger._db
+        db.execute("PRAGMA cache_size = 1")  # so that pages are written at once
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("UPDATE scene SET state = 'done'")
+        shutil.copytree(tmp_path, cut, ignore=shutil.ignore_patterns("cut"))
+        db.execute("ROLLBACK")
+    left = cut / "ledger.sqlite"
+    assert Path(f"{left}-journal").stat().st_size > 0
+    with Ledger.open(left, read_only=True) as reader:
+        assert (reader.counts()["found"], reader.counts()["done"]) == (400, 0)
+
+
 # --- anew -------------------------------------------------------------------------
 
 

@@ -10,13 +10,13 @@ import pytest
 from geounet.staged import mapped
 
 
-def test_what_was_staged_is_mapped_and_can_be_changed(tmp_path: Path) -> None:
+def test_what_was_staged_is_mapped_and_cannot_be_changed(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     np.save(path, np.arange(6).reshape(2, 3))
-    array = mapped(path, "r+")
-    array[1, 2] = 9
-    array.flush()
-    assert mapped(path).tolist() == [[0, 1, 2], [3, 4, 9]]
+    array = mapped(path)
+    assert array.tolist() == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(ValueError, match="read-only"):
+        array[1, 2] = 9
 
 
 def test_two_threads_never_read_headers_at_once(
