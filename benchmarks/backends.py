@@ -38,9 +38,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.jobs import drawn_scene
+from geounet.bands import select_bands
 from geounet.classes import SCORE_MAX, classify
 from geounet.inference import Precision, best_precision
-from geounet.model import Model, load_model, select_bands
+from geounet.model import Model, load_model
 from geounet.planning import class_table
 from geounet.raster import Scene
 from geounet.tiling import Window
@@ -87,7 +88,8 @@ def read_window(path: Path, model: Model) -> tuple[Tensor, NDArray[np.bool_]]:
         width=side,
         height=side,
     )
-    bands = select_bands(model.card, None, available=scene.image_bands)
+    names = [band.name for band in model.card.bands]
+    bands = select_bands(names, None, scene, model=model.card.name)
     pixels, validity = scene.read(window, bands)
     mean, std = (
         torch.tensor(values)[:, None, None]
@@ -203,7 +205,7 @@ def onnx_runtime(model: Model, side: int) -> Forward:
 
 def folded(model: Model) -> UNet:
     """Return the network with its batch norms folded in full precision, as float32."""
-    return deepcopy(model.network).double().fold().float()
+    return deepcopy(model.unet).double().fold().float()
 
 
 BACKENDS: dict[str, Callable[[Model, int], Forward]] = {

@@ -51,11 +51,11 @@ def answered(
     at = [recipe.class_names.index(name) for name in model.card.class_names]
     histogram = ScoreHistogram(model.card.class_names)
     for scene in scenes:
-        for number, (chip, core) in enumerate(task.chips(model.network, scene)):
+        for number, (chip, core) in enumerate(task.chips(model.unet, scene)):
             rows, cols = (slice(*ends) for ends in core.ranges)
             present, known = (of[at][:, rows, cols] for of in targets(chip))
             histogram.add(
-                task.answers(model.network, chip.pixels)[:, rows, cols],
+                task.answers(model.unet, chip.pixels)[:, rows, cols],
                 present,
                 known,
                 group=scene.group,

@@ -14,6 +14,9 @@ Nothing is believed about the network: it is a function from (N, bands, h, w) to
   excitation, attention, global pooling) carry one far NaN everywhere; upsampling with
   ``align_corners=True`` depends on the size of the image, so that no shift is a stride.
 
+Networks whose runtime is not ours, or that take images of one size only, are black
+boxes: see `geounet.perturbation`.
+
 Compare Majurski & Bajcsy (2021, https://doi.org/10.6028/jres.126.009) on halo and
 stride, and Buglakova et al. (2025, https://arxiv.org/abs/2503.19545) on normalisation
 as the cause of seams.
@@ -35,6 +38,16 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from geounet.errors import ModelError
+from geounet.foreign import OnnxNetwork
+from geounet.model import Reach
+from geounet.perturbation import TOLERANCE as TOLERANCE_IN_SINGLE
+from geounet.perturbation import (
+    BlackBox,
+    Findings,
+    Network,
+    find_reach,
+    least_step,
+)
 from geounet.tiling import Tile, TileGrid, Window
 
 UNITS = (128, 192, 160, 224)
@@ -88,10 +101,19 @@ class Exactness:
     """The derived halo; if there is none the declared one, or one of some pixels."""
     largest_answer: float
     """Absolute, of the whole image."""
-    float64: float
-    float32: float
+    float64: float | None
+    """None of a black box, which computes as it does."""
+    float32: float | None
+    """Of a black box that takes images of one size, between two tiles that share
+    pixels; None if none can be compared."""
     narrower: float | None
     """In float64 with one stride less of halo; None where there is no such halo."""
+    step: int = 1
+    """Pixels by which sides may differ, of a black box."""
+    tile_size: int | None = None
+    """Side of the only image that the network takes, in pixels."""
+    batch_size: int | None = None
+    """Images of the only batch that it takes."""
 
     @property
     def exact(self) -> bool:
@@ -113,8 +135,14 @@ class Exactness:
             yield f"declares halo {self.declared_halo}, but {halo} is needed"
 
     def _measured_apart(self) -> Iterator[str]:
-        if not self.float64 <= TOLERANCE * self.largest_answer:
-            yield f"tiles differ by {self.float64:.1e} in float64 at the derived halo"
+        for name, found, tolerance in (
+            ("float64", self.float64, TOLERANCE),
+            ("float32", self.float32, TOLERANCE_IN_SINGLE),
+        ):
+            if name == "float32" and self.float64 is not None:
+                continue  # rounding, of which float64 has shown that it is no more
+            if found is not None and not found <= tolerance * self.largest_answer:
+                yield f"tiles differ by {found:.1e} in {name} at the derived halo"
 
 
 def probe(network: nn.Module, *, bands: int) -> Field:
@@ -148,14 +176,17 @@ def check_model(
     Raises:
         ModelError: the network takes no image, or answers in another size, or NaN.
     """
+    if _is_black_box(network, bands):
+        return _check_black_box(network, bands=bands, stride=stride, halo=halo)
     field, strips = _derive(network, bands)
     step = field.stride or strips.thickness
     rim = _rounded_up(halo or LEAST_SIDE, step) if field.halo is None else field.halo
-    double = _Comparison(strips.network, bands=bands, halo=rim, stride=step)
+    shape = {"bands": bands, "halo": rim, "stride": step}
+    double = _Comparison(strips.network, **shape, dtype=torch.float64)
     float64 = double.largest_difference(rim)
     fewer = None if field.unbounded or rim < step else rim - step
     narrower = None if fewer is None else double.largest_difference(fewer)
-    single = _Comparison(strips.network.float(), bands=bands, halo=rim, stride=step)
+    single = _Comparison(strips.network.float(), **shape, dtype=torch.float32)
     return Exactness(
         field=field,
         declared_stride=stride,
@@ -166,6 +197,100 @@ def check_model(
         float32=single.largest_difference(rim),
         narrower=narrower,
     )
+
+
+def measure(network: nn.Module, *, bands: int) -> Reach:
+    """Find out how tiles must be cut for a network that is not ours.
+
+    What can be shown NaN in float64 is, as `check_model` does; ONNX graphs, and what
+    takes images of one size only, are black boxes: see `geounet.perturbation`.
+
+    Args:
+        network: maps (N, bands, h, w) to (N, channels, h, w); it stays as it is.
+        bands: of its input.
+
+    Returns:
+        Its reach. Where no halo is enough, ``stride`` is one that it takes, and tiles
+        that fade over ``halo`` on each side of a border are what is left.
+
+    Raises:
+        ModelError: the network takes no image, or answers in another size, or NaN.
+    """
+    found = check_model(network, bands=bands)
+    field = found.field
+    if found.exact and field.stride is not None and field.halo is not None:
+        stride, halo = field.stride, field.halo
+    elif found.tile_size is None and not isinstance(network, OnnxNetwork):
+        stride = least_step(_in_single(network), bands=bands)
+        halo = _rounded_up(LEAST_SIDE, stride)
+    else:
+        stride, halo = found.step, found.measured_halo
+    return Reach(
+        stride=stride,
+        halo=halo,
+        exact=found.exact,
+        reasons=found.problems,
+        tile_size=found.tile_size,
+        batch_size=found.batch_size,
+    )
+
+
+def _is_black_box(network: nn.Module, bands: int) -> bool:
+    """Whether it is a graph that others run, or takes none of the usual sizes."""
+    if isinstance(network, OnnxNetwork):
+        return True
+    try:
+        next(_Strips.accepted(network, bands))
+    except ModelError:
+        return True
+    return False
+
+
+def _check_black_box(
+    network: nn.Module, *, bands: int, stride: int | None, halo: int | None
+) -> Exactness:
+    known: dict[str, int | None] = {}
+    if isinstance(network, OnnxNetwork):
+        known = {"tile_size": network.tile_size, "batch_size": network.batch_size}
+    run = _in_single(network)
+    found = find_reach(run, bands=bands, **known)
+    side = found.tile_size or _rounded_up(2 * LEAST_SIDE, found.stride)
+    box = BlackBox(network=run, bands=bands, batch_size=found.batch_size)
+    largest = float(box.answer(box.noise(side, side)).abs().max())
+    field = Field(stride=found.stride, radius=found.halo)
+    return Exactness(
+        field=Field(reasons=found.reasons) if found.reasons else field,
+        declared_stride=stride,
+        declared_halo=halo,
+        measured_halo=found.halo,
+        largest_answer=largest,
+        float64=None,
+        float32=_apart(box, found, largest),
+        narrower=None,
+        step=found.stride,
+        tile_size=found.tile_size,
+        batch_size=found.batch_size,
+    )
+
+
+def _apart(box: BlackBox, found: Findings, largest: float) -> float | None:
+    """Return how far tiles are from the whole, or two tiles from each other."""
+    if found.tile_size is not None:
+        return None if found.moved is None else found.moved * largest
+    compared = _Comparison(
+        box.answer,
+        bands=box.bands,
+        halo=found.halo,
+        stride=found.stride,
+        dtype=torch.float32,
+    )
+    return compared.largest_difference(found.halo)
+
+
+def _in_single(network: nn.Module) -> Network:
+    if isinstance(network, OnnxNetwork):
+        return network
+    return deepcopy(network).to("cpu", torch.float32)
 
 
 def _derive(network: nn.Module, bands: int) -> tuple[Field, _Strips]:
@@ -411,7 +536,13 @@ class _Comparison:
     """One pass over a whole mirrored image, and tiles of the same image."""
 
     def __init__(
-        self, network: nn.Module, *, bands: int, halo: int, stride: int
+        self,
+        network: Network,
+        *,
+        bands: int,
+        halo: int,
+        stride: int,
+        dtype: torch.dtype,
     ) -> None:
         core = _rounded_up(LEAST_SIDE, stride)
         rims = ((0, 0), (0, 0), (halo, halo), (halo, halo))
@@ -420,7 +551,6 @@ class _Comparison:
         self.window = Window(
             row_off=-halo, col_off=-halo, height=scene.shape[2], width=scene.shape[3]
         )
-        dtype = next(network.parameters(), torch.empty(0)).dtype
         self.image = torch.from_numpy(scene).to(dtype)
         self.whole = _answer(network, self.image)
 
@@ -446,7 +576,7 @@ class _Comparison:
 
 
 @torch.inference_mode()
-def _answer(network: nn.Module, image: Tensor) -> Tensor:
+def _answer(network: Network, image: Tensor) -> Tensor:
     """Run a network on (1, bands, h, w).
 
     Raises:

@@ -2,6 +2,7 @@
 
 A tile is read with its halo, the halo is dropped from the answer, nothing is blended:
 for a convolutional U-Net the result equals one pass over the whole mirrored scene.
+Networks that are not ours run over whole tiles, as they came.
 """
 
 from __future__ import annotations
@@ -21,23 +22,29 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from geounet.blending import Ramp, weights
 from geounet.classes import SCORE_MAX
 from geounet.errors import ConfigError, ModelError
+from geounet.foreign import OnnxNetwork, WholeTiles
 from geounet.levelwise import LevelwiseUNet
 from geounet.lut import NO_NUMBER, VOID, look_up_input, look_up_scores
-from geounet.model import Model, load_model
+from geounet.model import Card, Model, load_model
 from geounet.raster import Scene
 from geounet.tiling import Tile, TileGrid, Window
+from geounet.unet import UNet
 
 logger = logging.getLogger(__name__)
 
 Precision = Literal["float64", "float32", "bfloat16", "float16"]
 Blend = Literal["crop"] | Ramp
 """Whether the halo is dropped, which is exact, or tiles fade into each other."""
+Inside = Callable[[Window], NDArray[np.bool_]]
+"""Says of a window of a scene which of its pixels are wanted; shape (rows, cols)."""
 Augmentation = Literal["none", "d4"]
+NO_PROBABILITY = 1e-3
+"""By how much a probability may be less than 0 or more than 1, from rounding."""
 LEAST_STRIP = 2**20
 """Bytes below which a strip is not made shorter."""
 
@@ -91,24 +98,44 @@ class Engine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stretch:
-    """Linear mapping of pixel values to the range that the model was trained on."""
+    """Linear mapping of pixel values to the range that the model was trained on.
 
-    low: float
-    high: float
+    Raises:
+        ConfigError: there are not as many of ``low`` as of ``high``.
+    """
+
+    low: tuple[float, ...]
+    """Values that become the least of the model's range: one a band, or one for all."""
+    high: tuple[float, ...]
+    """Values that become the greatest; where it is no greater than ``low``, so that the
+    band has one value, that becomes the least."""
+
+    def __post_init__(self) -> None:
+        if not self.low or len(self.low) != len(self.high):
+            raise ConfigError(
+                "a stretch needs as many least values as greatest ones, got "
+                f"{len(self.low)} and {len(self.high)}"
+            )
+
+    def scales(self, span: float) -> tuple[float, ...]:
+        """Return by what values above ``low`` are multiplied to fill a span."""
+        pairs = zip(self.low, self.high, strict=True)
+        return tuple(span / (b - a) if b > a else 0.0 for a, b in pairs)
 
 
 class Predictor:
     """A model on a device, ready to score tiles. Safe to share between threads.
 
-    Batch norms are folded and memory is channels-last. One forward pass runs at a
-    time: it already uses every core or the whole GPU, while other threads read, write
-    and trace.
+    Of our networks batch norms are folded; others stay as they are. Memory is
+    channels-last. One forward pass runs at a time: it already uses every core or the
+    whole GPU, while other threads read, write and trace.
 
     Args:
         model: the model; it is copied.
         device: auto, cpu or cuda.
-        precision: of weights and activations; None for the best that is native.
-        batch_size: tiles per pass.
+        precision: of weights and activations; None for the best that is native, or of
+            a network that is not ours float32.
+        batch_size: tiles per pass, unless the network takes one number alone.
         tta: "d4" to average the scores of the tile's eight turns and reflections.
         whole: answer for whole tiles and not for their cores, to blend them.
     """
@@ -127,18 +154,25 @@ class Predictor:
         self.card = model.card
         self.stride, self.halo = model.stride, model.halo
         self.device = torch.device(device)
-        self.dtype: torch.dtype = getattr(torch, precision or best_precision(device))
-        self.batch_size = batch_size
+        self.dtype: torch.dtype = getattr(
+            torch, precision or precision_for(model.card, device)
+        )
+        self._reach = model.card.reach
+        self.batch_size = (self._reach and self._reach.batch_size) or batch_size
         self.tta, self.whole = tta, whole
-        # a copy, so that the caller's model stays as it is; folded in full precision
-        network = deepcopy(model.network).double().fold().requires_grad_(False)
-        self.network = network.to(self.device, self.dtype)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._levelwise = LevelwiseUNet(self.network)
+        self.network = _prepared(model.network, self.device, self.dtype)
+        self.runner: LevelwiseUNet | WholeTiles = (
+            LevelwiseUNet(self.network)
+            if isinstance(self.network, UNet)
+            else WholeTiles(self.network, self.halo)
+        )
         self._one_at_a_time = threading.Lock()
-        self._stem = self.network.stem
+        self._stem = self.network.stem if isinstance(self.network, UNet) else 1
         # of bytes, few have so few values that they can be looked up
-        self._by_table = self.device.type == "cpu" and self.dtype == torch.bfloat16
+        ours = isinstance(self.network, UNet)
+        self._by_table = (
+            ours and self.device.type == "cpu" and self.dtype == torch.bfloat16
+        )
         self._input_tables: dict[Stretch | None, NDArray[np.uint16]] = {}
         self._mean, self._std = (
             torch.tensor(values, device=self.device)[:, None, None]
@@ -159,8 +193,11 @@ class Predictor:
         low, high = self.card.value_range
         values = tiles[:, :-1].float()
         if stretch:
-            scale = (high - low) / (stretch.high - stretch.low)
-            values = values.sub_(stretch.low).mul_(scale).add_(low).clamp_(low, high)
+            least, scale = (
+                torch.tensor(numbers, device=values.device)[:, None, None]
+                for numbers in (stretch.low, stretch.scales(high - low))
+            )
+            values = values.sub_(least).mul_(scale).add_(low).clamp_(low, high)
         void = tiles[:, -1:] == 0
         if void.any():
             values.masked_fill_(void, low)  # also where it is NaN
@@ -179,7 +216,7 @@ class Predictor:
             whole: whether to answer for the halos too.
 
         Returns:
-            Shape (N, classes, rows, cols), in the predictor's precision.
+            Shape (N, channels, rows, cols), in the predictor's precision.
         """
         if whole:
             return self._whole(tiles.to(self.device), stretch)
@@ -234,7 +271,7 @@ class Predictor:
     def release(self) -> None:
         """Let go of the memory that is kept from one tile to the next."""
         with self._one_at_a_time:
-            self._levelwise.release()
+            self.runner.release()
 
     def _answer(self, batch: Tensor, stretch: Stretch | None) -> Tensor:
         if self.tta == "none" and not self.whole:
@@ -248,7 +285,7 @@ class Predictor:
                 if self.whole
                 else self._core(turned, stretch, finish=self._pixels)
             )
-            total = total + _turned_back(self._probabilities(logits), turn)
+            total = total + _turned_back(self.probabilities(logits), turn)
         total /= len(turns)
         return total if self.whole else in_steps(total)
 
@@ -256,6 +293,44 @@ class Predictor:
         """Return logits of whole tiles, by the plain forward pass."""
         logits: Tensor = self.network(self.normalised(tiles, stretch))
         return logits
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return probabilities, float32, (N, classes, h, w), of what `logits` returns.
+
+        Raises:
+            ModelError: the model answers NaN or infinity, other channels than its card
+                says, or no probabilities where the card says that it does.
+        """
+        # a sum is NaN or infinite if any part of it is
+        if not torch.isfinite(logits.sum(dtype=torch.float32)):
+            raise self._no_number()
+        if logits.shape[1] != self.card.channels:
+            raise ModelError(
+                f"model {self.card.name} answers {logits.shape[1]} channels, and its "
+                f"card speaks of {self.card.channels}: its classes, and a background "
+                "if there is one",
+                code="MODEL_MISMATCH",
+            )
+        found = self._activated(logits.float())
+        background = self.card.background
+        if background is None:
+            return found
+        return torch.cat([found[:, :background], found[:, background + 1 :]], dim=1)
+
+    def _activated(self, logits: Tensor) -> Tensor:
+        if self.card.activation == "sigmoid":
+            return torch.sigmoid(logits)
+        if self.card.activation == "softmax":
+            return torch.softmax(logits, dim=1)
+        low, high = (float(end) for end in logits.aminmax())
+        if low < -NO_PROBABILITY or high > 1 + NO_PROBABILITY:
+            raise ModelError(
+                f"model {self.card.name} answers {low:g} to {high:g}, and its card "
+                "says that these are probabilities; import it again with the right "
+                "activation, sigmoid or softmax",
+                code="MODEL_MISMATCH",
+            )
+        return logits.clamp(0, 1)
 
     def _core(
         self,
@@ -266,7 +341,7 @@ class Predictor:
     ) -> Tensor:
         """Return what is known of the tiles' cores, by the way that drops the halo."""
         start = partial(self._first_input, stretch=stretch)
-        return self._levelwise(tiles, start=start, finish=finish)
+        return self.runner(tiles, start=start, finish=finish)
 
     def _first_input(self, tiles: Tensor, stretch: Stretch | None) -> Tensor:
         """Return the input of the network's first level, channels last."""
@@ -284,18 +359,12 @@ class Predictor:
     def _scored(self, head: Tensor) -> Tensor:
         """Return what the head gives as scores."""
         if not self._by_table:
-            return in_steps(self._probabilities(self._pixels(head)))
+            return in_steps(self.probabilities(self._pixels(head)))
         last = head.permute(0, 2, 3, 1).contiguous().view(torch.uint16)
         scores, numbers = look_up_scores(last.numpy(), _score_table(), self._stem)
         if not numbers:
             raise self._no_number()
         return torch.from_numpy(scores)
-
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        # a sum is NaN or infinite if any part of it is
-        if not torch.isfinite(logits.sum(dtype=torch.float32)):
-            raise self._no_number()
-        return torch.sigmoid(logits.float())
 
     def _no_number(self) -> ModelError:
         return ModelError(
@@ -337,15 +406,15 @@ class Predictor:
         Raises:
             ModelError: it can hardly take less.
         """
-        self._levelwise.release()
+        self.runner.release()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if size > 1:
+        if size > 1 and not (self._reach and self._reach.batch_size):
             # another thread may have found the same out before
             self.batch_size = min(self.batch_size, size // 2)
             found = f"a batch of {size} tiles; going on with {self.batch_size}"
-        elif self._levelwise.strip_bytes > LEAST_STRIP and not self.whole:
-            self._levelwise.strip_bytes //= 2
+        elif self.runner.strip_bytes > LEAST_STRIP and not self.whole:
+            self.runner.strip_bytes //= 2
             found = "a tile; going on with shorter strips of it"
         else:
             raise ModelError(
@@ -354,6 +423,28 @@ class Predictor:
                 code="OUT_OF_MEMORY",
             ) from error
         logger.warning("the memory of %s does not hold %s", self.device, found)
+
+
+def precision_for(card: Card, device: str) -> Precision:
+    """Return in what a model computes unless told otherwise.
+
+    Networks that are not ours are to answer as they do where they come from.
+    """
+    return "float32" if card.foreign else best_precision(device)
+
+
+def _prepared(
+    network: nn.Module, device: torch.device, dtype: torch.dtype
+) -> nn.Module:
+    """Return a copy, so that the caller's model stays as it is, for a device."""
+    if isinstance(network, OnnxNetwork):
+        return network.on(device.type)
+    copied = deepcopy(network)
+    if isinstance(copied, UNet):
+        copied = copied.double().fold()  # in full precision
+    copied = copied.requires_grad_(False).eval().to(device, dtype)
+    copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return copied
 
 
 def with_validity(pixels: NDArray[np.generic], validity: NDArray[np.bool_]) -> Tensor:
@@ -403,7 +494,7 @@ class BlockScores:
     scores: NDArray[np.uint8]
     """Shape (classes, rows, cols), 0 to 254; 0 where there is no imagery."""
     validity: NDArray[np.bool_]
-    """Shape (rows, cols)."""
+    """Shape (rows, cols): where there is imagery, and an answer is wanted."""
     tiles_run: int
     """Tiles that went through the model; those without a valid pixel do not."""
 
@@ -417,6 +508,7 @@ def predict_block(
     bands: Sequence[int],
     stretch: Stretch | None = None,
     blend: Blend = "crop",
+    inside: Inside | None = None,
 ) -> BlockScores:
     """Score one block of a scene: one read, then its tiles in fixed batches.
 
@@ -432,16 +524,21 @@ def predict_block(
         bands: scene bands in the model's order, from 1.
         stretch: mapping of pixel values, where they are not in the model's range.
         blend: what becomes of the halo.
+        inside: says which pixels are wanted; all, unless given. Nothing is read where
+            a block has none.
     """
     core = block.core
+    if inside and not inside(core).any():
+        return _unread(predictor, scene, core, bands)
     tiles = grid.inside(block) if blend == "crop" else grid.reaching(core)
     around = Window.around([tile.read for tile in tiles])
     pixels, validity = scene.read(around, bands)
+    wanted = validity & inside(around) if inside else validity
     kept = [tile.core if blend == "crop" else tile.read for tile in tiles]
     busy = [
         tile
         for tile, window in zip(tiles, kept, strict=True)
-        if validity[window.within(around)].any()
+        if wanted[window.within(around)].any()
     ]
     windows = [tile.read.within(around) for tile in busy]
     answers = predictor.scores(with_validity(pixels, validity), windows, stretch)
@@ -451,13 +548,26 @@ def predict_block(
         scores = _side_by_side(pairs, core, shape)
     else:
         scores = _averaged(pairs, core, shape, grid, blend)
-    inside = validity[core.within(around)]
-    scores[:, ~inside] = 0
+    answered = wanted[core.within(around)]
+    scores[:, ~answered] = 0
     return BlockScores(
         pixels=pixels[:, *core.within(around)],
         scores=scores,
-        validity=inside,
+        validity=answered,
         tiles_run=len(busy),
+    )
+
+
+def _unread(
+    predictor: Predictor, scene: Scene, core: Window, bands: Sequence[int]
+) -> BlockScores:
+    """Return what there is of a block of which nothing is wanted."""
+    shape = core.height, core.width
+    return BlockScores(
+        pixels=np.zeros((len(bands), *shape), dtype=scene.dtype),
+        scores=np.zeros((len(predictor.card.classes), *shape), dtype=np.uint8),
+        validity=np.zeros(shape, dtype=bool),
+        tiles_run=0,
     )
 
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BufferedReader
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -26,13 +26,16 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from geounet.errors import ModelError
+from geounet.foreign import GRAPH, OnnxNetwork, smp_network
+from geounet.recovery import advised, code_of_machine
 from geounet.unet import UNet
 
 CARD_KEY = "geounet"
@@ -48,10 +51,73 @@ class _Frozen(BaseModel):
 class Architecture(_Frozen):
     """Arguments of `geounet.unet.UNet`, apart from bands and classes."""
 
+    kind: Literal["unet"] = "unet"
     base: int = Field(32, ge=1)
     depth: int = Field(4, ge=1, le=6)
     residual: bool = False
     stem: Literal[1, 2] = 2
+
+
+class OnnxArchitecture(_Frozen):
+    """A graph for ONNX Runtime.
+
+    It is the one tensor of the file: bytes, under the name `geounet.foreign.GRAPH`.
+    """
+
+    kind: Literal["onnx"] = "onnx"
+
+
+class SmpArchitecture(_Frozen):
+    """A network of segmentation_models_pytorch, which must be installed to run it."""
+
+    kind: Literal["smp"] = "smp"
+    name: str
+    """Of its class, e.g. "Unet"."""
+    arguments: dict[str, Any] = {}
+    """Of its constructor, apart from those that follow from the card."""
+
+    @field_validator("arguments")
+    @classmethod
+    def _not_of_the_card(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if said := {"in_channels", "classes", "encoder_weights"} & arguments.keys():
+            raise ValueError(f"{', '.join(sorted(said))}: the rest of the card says so")
+        return arguments
+
+
+AnyArchitecture = Annotated[
+    Architecture | OnnxArchitecture | SmpArchitecture, Field(discriminator="kind")
+]
+
+
+class Reach(_Frozen):
+    """How tiles must be cut for a network that is not ours; measured as it came."""
+
+    stride: int = Field(ge=1)
+    """Pixels of the grid on which tile origins must lie."""
+    halo: int = Field(ge=0)
+    """Pixels of context around a core, a multiple of ``stride``."""
+    exact: bool
+    """Whether tiles cut so equal one pass over the whole image."""
+    reasons: tuple[str, ...] = ()
+    """Why they do not."""
+    tile_size: int | None = Field(None, ge=1)
+    """Side of the only tile that the network takes, if there is one."""
+    batch_size: int | None = Field(None, ge=1)
+    """Tiles of the only batch that it takes."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.halo % self.stride:
+            raise ValueError(
+                f"halo must be a multiple of stride {self.stride}, got {self.halo}"
+            )
+        side = self.tile_size
+        if side and (side % self.stride or side < 2 * self.halo + self.stride):
+            raise ValueError(
+                f"tile_size must be a multiple of stride {self.stride} and more than "
+                f"two halos of {self.halo}, got {side}"
+            )
+        return self
 
 
 class ClassCard(_Frozen):
@@ -155,16 +221,26 @@ class Card(_Frozen):
     description: str = ""
     task: Literal["segment", "reconstruct"] = "segment"
     """Whether the answers are classes, or restored bands to start a training from."""
-    architecture: Architecture = Architecture()
+    architecture: AnyArchitecture = Architecture()
+    reach: Reach | None = None
+    """Of a network that is not ours; of ours it follows from the architecture."""
     classes: Classes
+    background: int | None = None
+    """Which of the network's channels, counted from 0, is none of the classes."""
     bands: tuple[BandCard, ...] = Field(min_length=1)
+    dtype: str = "uint8"
+    """Of the imagery that it takes as it comes; of others --scale must say more."""
     value_range: tuple[float, float] = (0.0, 255.0)
-    """Least and greatest pixel value of the training imagery; uint8 as it comes."""
+    """Least and greatest pixel value of the training imagery."""
+    percentiles: tuple[float, float] | None = None
+    """Of the values of a whole scene, band by band, that are mapped to the ends of
+    ``value_range`` before the model sees them; none for values as they come."""
     ground_size: float = Field(gt=0)
     """Metres on the ground per pixel; finer imagery is averaged to it."""
     ground_size_range: tuple[float, float]
     """Ground sizes, in metres, of the chips the weights were trained on."""
-    activation: Literal["sigmoid"] = "sigmoid"
+    activation: Literal["sigmoid", "softmax", "none"] = "sigmoid"
+    """What makes probabilities of the network's answers; none if they are already."""
     licence: str = ""
     attribution: tuple[str, ...] = ()
     training: dict[str, str | int | float] = {}
@@ -173,17 +249,69 @@ class Card(_Frozen):
     calibration: dict[str, ClassCalibration] = {}
     """What was done to the scores of a class, by its name."""
 
+    @field_validator("architecture", mode="before")
+    @classmethod
+    def _ours_unless_told(cls, value: object) -> object:
+        """Older cards do not say what kind of network they describe."""
+        return {"kind": "unet"} | value if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """See that what is said of the network is said of its kind."""
+        if self.background is not None and not 0 <= self.background < self.channels:
+            raise ValueError(
+                f"background: the network has channels 0 to {self.channels - 1}, got "
+                f"{self.background}"
+            )
+        if self.foreign and self.reach is None:
+            raise ValueError(
+                f"reach: it must be known of a network of kind {self.architecture.kind}"
+            )
+        if not self.foreign and (
+            self.reach or self.background is not None or self.activation != "sigmoid"
+        ):
+            raise ValueError(
+                "a network of kind unet has no background, activation sigmoid, and its "
+                "reach follows from its architecture"
+            )
+        return self
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names in order; the class at position i has id i + 1 in a mask."""
         return tuple(c.name for c in self.classes)
 
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """Names of the input bands, in order."""
+        return tuple(b.name for b in self.bands)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the network is not one of ours."""
+        return not isinstance(self.architecture, Architecture)
+
+    @property
+    def channels(self) -> int:
+        """What the network answers for a pixel: classes, and perhaps a background."""
+        return len(self.classes) + (self.background is not None)
+
     def network(self) -> UNet:
-        """Build the network that the card describes, with fresh weights."""
+        """Build the network that the card describes, with fresh weights.
+
+        Raises:
+            ModelError: it is not one of ours; see `foreign_network`.
+        """
+        if not isinstance(self.architecture, Architecture):
+            raise ModelError(
+                f"model {self.name} is a network of kind {self.architecture.kind}, "
+                "which geounet can run and not train; start from one of kind unet",
+                code="MODEL_MISMATCH",
+            )
         return UNet(
             bands=len(self.bands),
             classes=len(self.classes),
-            **self.architecture.model_dump(),
+            **self.architecture.model_dump(exclude={"kind"}),
         )
 
 
@@ -191,19 +319,34 @@ class Card(_Frozen):
 class Model:
     """A network ready for inference, with its card and the hash of its file."""
 
-    network: UNet
+    network: nn.Module
+    """Maps (N, bands, h, w) in float32 to (N, channels, h, w)."""
     card: Card
     sha256: str
 
     @property
+    def unet(self) -> UNet:
+        """The network, if it is one of ours.
+
+        Raises:
+            ModelError: it is not.
+        """
+        if isinstance(self.network, UNet):
+            return self.network
+        raise ModelError(
+            f"model {self.card.name} is no U-Net of geounet, which is wanted here",
+            code="MODEL_MISMATCH",
+        )
+
+    @property
     def stride(self) -> int:
         """Pixels of the grid on which tile origins must lie."""
-        return self.network.stride
+        return self.card.reach.stride if self.card.reach else self.unet.stride
 
     @property
     def halo(self) -> int:
-        """Pixels of context around a core that make tiled equal untiled."""
-        return self.network.halo
+        """Pixels of context around a core; they make tiled equal untiled if any do."""
+        return self.card.reach.halo if self.card.reach else self.unet.halo
 
 
 def find_model(name: str | Path) -> Path:
@@ -237,13 +380,11 @@ def load_card(path: str | Path) -> Card:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path} is not a .safetensors model: {error}", code="MODEL_MISSING"
-        ) from error
+        raise _unreadable(f"{path} is not a .safetensors model", error) from error
     if CARD_KEY not in metadata:
         raise ModelError(
             f"{path} has weights but no geounet card: bands, scaling and classes "
-            "are unknown; save it with geounet.model.save_model",
+            "are unknown; say them with geounet model import",
             code="MODEL_MISMATCH",
         )
     try:
@@ -261,33 +402,106 @@ def load_model(path: str | Path = DEFAULT_MODEL) -> Model:
     """Load a model file, or a shipped model by name, ready for inference.
 
     Raises:
-        ModelError: the file is missing, is a pickle, has no valid card, or its weights
-            do not fit the architecture the card names.
+        ModelError: the file is missing, is a pickle, has no valid card, its weights
+            do not fit the architecture the card names, or the library that runs it is
+            not installed.
     """
     path = find_model(path)
     card = load_card(path)
-    network = card.network()
-    load_weights(network, _weights_of(path), source=path)
+    network = _network_of(card, _weights_of(path), source=path)
     return Model(network=network.eval(), card=card, sha256=sha256_of(path))
+
+
+def _network_of(card: Card, weights: dict[str, Tensor], *, source: Path) -> nn.Module:
+    if not isinstance(card.architecture, Architecture):
+        return foreign_network(
+            card.architecture,
+            weights,
+            bands=len(card.bands),
+            channels=card.channels,
+            source=source,
+        )
+    network = card.network()
+    load_weights(network, weights, source=source)
+    return network
+
+
+def foreign_network(
+    architecture: OnnxArchitecture | SmpArchitecture,
+    weights: Mapping[str, Tensor],
+    *,
+    bands: int,
+    channels: int,
+    source: str | Path,
+) -> nn.Module:
+    """Build a network that is not ours, ready for inference in float32.
+
+    Args:
+        architecture: of the network.
+        weights: of an ONNX graph its bytes, uint8 under the name `GRAPH`; else a
+            state dict.
+        bands: of its input.
+        channels: of its output: classes, and a background if there is one.
+        source: what to call it where something is wrong.
+
+    Raises:
+        ModelError: the library that runs it is not installed, or what is there is not
+            what was said.
+    """
+    if isinstance(architecture, SmpArchitecture):
+        network = smp_network(
+            architecture.name, architecture.arguments, bands=bands, channels=channels
+        )
+        load_weights(network, weights, source=source)
+        return network
+    if weights.keys() != {GRAPH}:
+        raise ModelError(
+            f"{source} should hold an ONNX graph, one tensor called {GRAPH}, and holds "
+            f"{', '.join(sorted(weights)[:5]) or 'none'}",
+            code="MODEL_MISMATCH",
+        )
+    graph = OnnxNetwork(weights[GRAPH].numpy().tobytes())
+    for what, found, wanted in (
+        ("takes", graph.bands, bands),
+        ("answers", graph.channels, channels),
+    ):
+        if found not in {None, wanted}:
+            raise ModelError(
+                f"the graph of {source} {what} {found} channels, and {wanted} are "
+                "wanted: the bands of the card, or its classes and its background",
+                code="MODEL_MISMATCH",
+            )
+    return graph
 
 
 def _weights_of(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"model {path} cannot be read: {error}", code="MODEL_MISSING"
-        ) from error
+        raise _unreadable(f"model {path} cannot be read", error) from error
 
 
-def load_weights(network: UNet, weights: dict[str, Tensor], *, source: Path) -> None:
-    """Fill a network, in float32, from a state dict of any float type.
+def _unreadable(found: str, error: Exception) -> ModelError:
+    """Say of a file that it cannot be read, or of the machine that it cannot read."""
+    said = (isinstance(error, OSError) and error.strerror) or error
+    code = code_of_machine(error)
+    if code is None:
+        return ModelError(f"{found}: {said}", code="MODEL_MISSING")
+    return ModelError(advised(f"{found}: {said}", code), code=code)
+
+
+def load_weights(
+    network: nn.Module, weights: Mapping[str, Tensor], *, source: str | Path
+) -> None:
+    """Fill a network, in its own types, from a state dict of any float type.
 
     Raises:
         ModelError: names or shapes differ; the first few are listed.
     """
-    wanted = network.state_dict()
-    wanted = {k: v for k, v in wanted.items() if not k.endswith("num_batches_tracked")}
+    wanted, weights = (
+        {k: v for k, v in some.items() if not k.endswith("num_batches_tracked")}
+        for some in (network.state_dict(), weights)
+    )
     problems = [f"missing {k}" for k in wanted.keys() - weights.keys()]
     problems += [f"unexpected {k}" for k in weights.keys() - wanted.keys()]
     problems += [
@@ -301,17 +515,23 @@ def load_weights(network: UNet, weights: dict[str, Tensor], *, source: Path) -> 
             + "; ".join(sorted(problems)[:5]),
             code="MODEL_MISMATCH",
         )
-    network.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
+    filled = {k: v.to(wanted[k].dtype) for k, v in weights.items()}
+    network.load_state_dict(filled, strict=False)
 
 
-def save_model(path: str | Path, network: UNet, card: Card) -> None:
+def save_model(
+    path: str | Path, network: nn.Module, card: Card, *, half: bool = True
+) -> None:
     """Write weights and card as one file; the same input gives the same bytes.
 
-    Convolution kernels are stored in float16 (half the size; inference runs in bfloat16
-    or float32 from it), everything one-dimensional in float32.
+    Of ours, convolution kernels are stored in float16 (half the size; inference runs in
+    bfloat16 or float32 from it), everything one-dimensional in float32. The weights of
+    others stay as they are: they are to answer as they did where they come from. So do
+    ours that were trained elsewhere, without ``half``.
     """
+    stored = _in_half if half and not card.foreign else _as_it_is
     weights = {
-        name: (value.half() if value.ndim > 1 else value.float()).contiguous().cpu()
+        name: stored(value)
         for name, value in network.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
@@ -321,39 +541,13 @@ def save_model(path: str | Path, network: UNet, card: Card) -> None:
     Path(path).write_bytes(save(weights, metadata=metadata))
 
 
-def select_bands(
-    card: Card,
-    bands: Sequence[int] | None,
-    *,
-    available: Sequence[int],
-    name: str = "the scene",
-) -> tuple[int, ...]:
-    """Return the 1-based scene bands to feed the model, checked against the scene.
+def _in_half(value: Tensor) -> Tensor:
+    return (value.half() if value.ndim > 1 else value.float()).contiguous().cpu()
 
-    Args:
-        card: of the model.
-        bands: the bands asked for; the first ones of the scene if not given.
-        available: the scene's bands that hold an image.
-        name: what to call the scene.
 
-    Raises:
-        ModelError: the scene has too few bands, or lacks one that was asked for.
-    """
-    needed = ", ".join(band.name for band in card.bands)
-    wanted = f"model {card.name} wants {len(card.bands)} ({needed})"
-    chosen = tuple(bands) if bands else tuple(available[: len(card.bands)])
-    if bands and len(chosen) != len(card.bands):
-        found = f"{len(chosen)} bands chosen of {name}"
-        raise ModelError(f"{found}; {wanted}", code="BANDS")
-    if len(chosen) < len(card.bands) or not set(chosen) <= set(available):
-        count = len(available)
-        raise ModelError(
-            f"{name} has {count} image band{'s' * (count != 1)}; {wanted}"
-            + (f", taken from {', '.join(map(str, chosen))}" if bands else "")
-            + "; choose others with --bands",
-            code="BANDS",
-        )
-    return chosen
+def _as_it_is(value: Tensor) -> Tensor:
+    # weights that layers share are written twice: the format knows no sharing
+    return value.detach().cpu().contiguous().clone()
 
 
 def sha256_of(path: Path) -> str:
@@ -379,9 +573,7 @@ def _readable(path: Path) -> Iterator[BufferedReader]:
         with path.open("rb") as file:
             yield file
     except OSError as error:
-        raise ModelError(
-            f"model {path} cannot be read: {error.strerror}", code="MODEL_MISSING"
-        ) from error
+        raise _unreadable(f"model {path} cannot be read", error) from error
 
 
 def _refuse_pickle(path: Path) -> None:
@@ -392,7 +584,7 @@ def _refuse_pickle(path: Path) -> None:
     if head[8:] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
         raise ModelError(
             f"{path} is a pickle (a .pt/.pth file), which can run code when loaded; "
-            "geounet loads .safetensors only: save the state dict with "
-            "geounet.model.save_model",
+            "geounet loads .safetensors only: make one of its weights with geounet "
+            "model import",
             code="MODEL_UNSAFE",
         )

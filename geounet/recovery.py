@@ -48,6 +48,8 @@ KINDS: dict[str, Kind] = {
     "INPUT_MISSING": "later",
     "IO_ERROR": "transient",
     "LEDGER_UNWRITABLE": "environment",
+    "MODEL_EXTRA": "environment",
+    "MODEL_FACTS": "environment",
     "MODEL_MISSING": "environment",
     "MODEL_MISMATCH": "environment",
     "MODEL_SKEW": "environment",
@@ -200,15 +202,23 @@ _SICK = (
 )
 
 
+def code_of_machine(error: BaseException) -> str | None:
+    """Return the code of what the machine lacks, by number or by words, if anything.
+
+    For those who put an error into words of their own and would hide whose fault it is.
+    """
+    if isinstance(error, OSError) and error.errno in _ERRNOS:
+        return _ERRNOS[error.errno]
+    return _code_by_words(error)
+
+
 def _code_of(error: BaseException) -> str:
     for each in _chain(error):
         if isinstance(each, GeounetError):
             return each.code
         if type(each).__name__ == "KilledWorker":  # of distributed, not imported here
             return "WORKER_DIED"
-        if isinstance(each, OSError) and each.errno in _ERRNOS:
-            return _ERRNOS[each.errno]
-        if code := _code_by_words(each):
+        if code := code_of_machine(each):
             return code
     return "BUG"
 

@@ -295,7 +295,7 @@ def _save_vertices(bits: NDArray[np.uint8], block: Tile, path: Path) -> None:
     number = block.row * table.shape[1] + block.col
     with path.open("r+b") as file:
         file.seek(table.offset + number * cell.nbytes)
-        file.write(cell)
+        file.write(cell.data)
 
 
 def _trace_to_file(

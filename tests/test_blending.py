@@ -190,7 +190,7 @@ def test_a_model_that_always_says_the_same_is_blended_to_the_same(
 ) -> None:
     """No score is off by one anywhere: not in a corner where four tiles meet."""
     model, logits = random_model(depth=1), (0.3, -1.7)
-    head = model.network.head
+    head = model.unet.head
     assert head.bias is not None
     head.weight.data[:] = 0
     head.bias.data[:] = torch.tensor(logits)

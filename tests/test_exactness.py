@@ -257,7 +257,7 @@ def test_what_sees_the_whole_image_is_found_and_named(
     (said,) = checked.field.reasons
     assert said.startswith(reason)
     assert not checked.exact
-    assert checked.float64 > 0
+    assert checked.float64 is not None and checked.float64 > 0
     assert checked.narrower is None
 
 
@@ -267,7 +267,7 @@ def test_upsampling_that_aligns_corners_is_not_exact() -> None:
     assert checked.problems == (
         "interpolate with align_corners=True depends on the image's size",
     )
-    assert checked.float64 > 1e-6
+    assert checked.float64 is not None and checked.float64 > 1e-6
 
 
 def test_a_network_that_knows_where_a_pixel_lies_is_not_exact() -> None:
@@ -296,8 +296,8 @@ def test_tiles_equal_the_whole_and_need_all_of_the_halo() -> None:
     checked = checked_unet(stride=4, halo=24)
     assert checked.exact
     assert checked.measured_halo == 24
-    assert checked.float64 <= 1e-14
-    assert checked.float32 <= 1e-5
+    assert checked.float64 is not None and checked.float64 <= 1e-14
+    assert checked.float32 is not None and checked.float32 <= 1e-5
     assert checked.narrower is not None
     assert checked.narrower > 1e-9
 

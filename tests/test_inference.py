@@ -208,7 +208,7 @@ def test_a_stretch_brings_other_units_to_the_models_range(
     )
     grid = grid_of(plain, model, core=32)
     args = grid[0], grid
-    stretch = Stretch(low=100, high=2650)
+    stretch = Stretch(low=(100,), high=(2650,))
     a = predict_block(predictor, plain, *args, bands=BANDS).scores
     b = predict_block(predictor, deep, *args, bands=BANDS, stretch=stretch).scores
     assert np.abs(a.astype(int) - b).max() <= 1
@@ -219,8 +219,8 @@ def test_a_model_that_answers_no_number_is_stopped(
     write_raster: WriteRaster, answer: float
 ) -> None:
     model = random_model(depth=1)
-    assert model.network.head.bias is not None
-    model.network.head.bias.data[:] = answer
+    assert model.unet.head.bias is not None
+    model.unet.head.bias.data[:] = answer
     predictor = Predictor(model, device="cpu", precision="float32")
     scene = Scene.open(write_raster(noise(16, 16)))
     grid = grid_of(scene, model, core=16)
@@ -501,13 +501,13 @@ def test_where_one_tile_is_too_much_shorter_strips_of_it_are_run(
     grid = grid_of(scene, model, core=16)
     predictor = Predictor(model, device="cpu", precision="float32")
     wanted = scored(predictor, scene, grid)
-    strip = predictor._levelwise.strip_bytes
-    short_of_memory(lambda self, _: self._levelwise.strip_bytes <= strip // 4)
+    strip = predictor.runner.strip_bytes
+    short_of_memory(lambda self, _: self.runner.strip_bytes <= strip // 4)
     np.testing.assert_array_equal(scored(predictor, scene, grid), wanted)
     assert warnings_of(caplog) == 2 * [
         "the memory of cpu does not hold a tile; going on with shorter strips of it"
     ]
-    assert predictor._levelwise.strip_bytes == strip // 4
+    assert predictor.runner.strip_bytes == strip // 4
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -31,7 +31,7 @@ ONE_STRIP, SHORT_STRIPS = 2**40, 1
 
 def network(dtype: torch.dtype = torch.float64, **shape: Any) -> UNet:
     """A folded network, as `Predictor` prepares it."""
-    folded = deepcopy(random_model(**shape).network).double().fold().to(dtype)
+    folded = deepcopy(random_model(**shape).unet).double().fold().to(dtype)
     return folded.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 

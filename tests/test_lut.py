@@ -50,7 +50,7 @@ def test_scores_are_looked_up_out_of_squares_as_torch_lays_them_out(
 
 
 @pytest.mark.parametrize("stem", [1, 2])
-@pytest.mark.parametrize("stretch", [None, Stretch(low=20, high=180)], ids=str)
+@pytest.mark.parametrize("stretch", [None, Stretch(low=(20,), high=(180,))], ids=str)
 def test_scores_by_table_are_the_scores(stem: int, stretch: Stretch | None) -> None:
     model = random_model(depth=1, stem=stem)
     predictor = Predictor(model, device="cpu", precision="bfloat16")

@@ -1,14 +1,22 @@
+import errno
 import json
+import os
 import pickle
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+import geounet.model
 from geounet.errors import ConfigError, ModelError
 from geounet.inference import (
     Engine,
@@ -28,7 +36,6 @@ from geounet.model import (
     load_card,
     load_model,
     save_model,
-    select_bands,
 )
 from tests.scenes import save_tiny
 
@@ -206,10 +213,66 @@ def test_a_model_that_will_not_do_has_a_code(
 @pytest.mark.skipif(
     not Path("/proc/self/mem").is_file(), reason="needs a file that cannot be read"
 )
-def test_a_model_on_a_disk_that_fails_is_a_model_that_is_not_there() -> None:
+def test_a_model_on_a_disk_that_fails_is_not_called_missing() -> None:
     with pytest.raises(ModelError, match="cannot be read: Input/output") as caught:
         load_card("/proc/self/mem")
-    assert caught.value.code == "MODEL_MISSING"
+    assert caught.value.code == "IO_ERROR"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.EMFILE, "FD_LIMIT"),
+        (errno.ENFILE, "FD_LIMIT"),
+        (errno.EIO, "IO_ERROR"),
+        (errno.ESTALE, "IO_ERROR"),
+        (errno.ENOMEM, "OUT_OF_MEMORY"),
+        (errno.EACCES, "MODEL_MISSING"),
+    ],
+)
+@pytest.mark.parametrize("name", ["safe_open", "load_file", "open"])
+def test_a_machine_that_cannot_read_is_not_a_model_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, saved: Path, name: str, number: int, code: str
+) -> None:
+    words = f"Error while deserializing: {os.strerror(number)} (os error {number})"
+
+    def fail(*args: Any, **options: Any) -> None:
+        if name == "open":
+            raise OSError(number, os.strerror(number))
+        raise SafetensorError(words)
+
+    monkeypatch.setattr(Path if name == "open" else geounet.model, name, fail)
+    with pytest.raises(ModelError, match=re.escape(os.strerror(number))) as caught:
+        load_model(saved)
+    assert caught.value.code == code
+
+
+SHORT_OF_FILES = """
+import resource, sys
+from geounet.model import load_card
+from geounet.errors import ModelError
+resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+kept = []
+try:
+    while True:
+        kept.append(open("/dev/null"))
+except OSError:
+    pass
+try:
+    load_card(sys.argv[1])
+except ModelError as error:
+    sys.stdout.write(error.code)
+"""
+
+
+def test_a_real_shortage_of_files_is_called_so(saved: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_FILES, str(saved)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "FD_LIMIT"
 
 
 def test_a_model_that_became_another_has_a_code(saved: Path) -> None:
@@ -318,26 +381,3 @@ def test_no_two_files_of_an_archive_can_have_one_name(
 
 def test_a_model_file_can_be_read_by_others(saved: Path) -> None:
     assert saved.stat().st_mode & 0o044
-
-
-def test_bands_are_the_first_ones_unless_chosen() -> None:
-    assert select_bands(CARD, None, available=(1, 2, 3, 4)) == (1, 2, 3)
-    assert select_bands(CARD, None, available=(2, 3, 5)) == (2, 3, 5)  # 1, 4 are alpha
-    assert select_bands(CARD, (4, 2, 1), available=(1, 2, 3, 4)) == (4, 2, 1)
-
-
-@pytest.mark.parametrize(
-    ("bands", "count", "complaint"),
-    [
-        (None, 1, r"has 1 image band; model tiny wants 3 \(red, green, blue\)"),
-        ((1, 2), 4, "2 bands chosen of the scene; model tiny wants 3"),
-        ((1, 2, 5), 4, "--bands"),
-        ((0, 1, 2), 4, "--bands"),
-    ],
-)
-def test_bands_that_do_not_fit_are_refused(
-    bands: tuple[int, ...] | None, count: int, complaint: str
-) -> None:
-    with pytest.raises(ModelError, match=complaint) as caught:
-        select_bands(CARD, bands, available=range(1, count + 1))
-    assert caught.value.code == "BANDS"

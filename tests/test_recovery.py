@@ -16,6 +16,7 @@ from geounet.recovery import (
     SMALLEST,
     TRIES,
     Breaker,
+    code_of_machine,
     failure_of,
     kind_of,
     next_step,
@@ -142,6 +143,13 @@ def test_what_others_raise_gets_a_code(error: Exception, code: str) -> None:
     failure = failure_of(error)
     assert failure.code == code
     assert "\n" not in failure.message
+
+
+def test_what_a_machine_lacks_is_told_from_what_is_wrong_with_a_file() -> None:
+    assert code_of_machine(OSError(errno.EMFILE, "")) == "FD_LIMIT"
+    assert code_of_machine(ValueError("Stale file handle (os error 116)")) == "IO_ERROR"
+    assert code_of_machine(OSError(errno.ENOENT, "No such file")) is None
+    assert code_of_machine(ValueError("header too large")) is None
 
 
 def test_workers_that_died_with_a_task_are_known() -> None:
