@@ -46,6 +46,11 @@ GROUND = _palette(
     "d8d2c4", "4a4038", "74804f", "b07a55",
 )  # fmt: skip
 """Soil, sand, laterite, concrete, grass and straw: what is none of the classes."""
+RGB = ("red", "green", "blue")
+NIR = {
+    "water": (2, 30), "vegetation": (90, 230), "ground": (50, 190), "road": (40, 170),
+}  # fmt: skip
+"""Least and greatest near infrared of a class: water takes it in, leaves do not."""
 _SIDE = 512
 _POWERS = (0.0, 0.6, 1.2, 1.8, 2.6)
 """Exponents of the spectra of `_textures`, from white noise to broad clouds."""
@@ -59,6 +64,7 @@ def augment(
     *,
     classes: Sequence[str],
     strength: float = 1.0,
+    bands: Sequence[str] = RGB,
 ) -> Chip:
     """Return a chip with other radiometry; labels change only under a drawn collar.
 
@@ -67,6 +73,8 @@ def augment(
         rng: of this chip.
         classes: names of the labels, from 1.
         strength: factor on the chance of each change; 0 for none of them.
+        bands: names of the chip's bands. Colours are mixed among red, green and blue
+            alone, and are known of these and of near infrared; JPEG is for those three.
 
     Returns:
         Pixels from 1 to 255 in float32, or 0 in all bands where there is no imagery.
@@ -77,17 +85,18 @@ def augment(
         labels=chip.labels,
         classes=classes,
         ground=bool(chip.knows[OTHER].all()),
+        bands=bands,
     )
     changes: tuple[tuple[float, Callable[[Floats, np.random.Generator], Floats]], ...]
     changes = (
         (0.6, repaint),
         (0.25, _uneven),
-        (0.15, _cast_shadow),
+        (0.15, partial(_cast_shadow, bands=bands)),
         (0.25, _blur),
         (0.1, _resample),
-        (0.9, _tone),
+        (0.9, partial(_tone, bands=bands)),
         (0.3, _noise),
-        (0.2, _jpeg),
+        (0.2 * (tuple(bands) == RGB), _jpeg),
     )
     pixels = chip.pixels
     for chance, change in changes:
@@ -113,6 +122,7 @@ def recolour(
     labels: Ids,
     classes: Sequence[str],
     ground: bool = False,
+    bands: Sequence[str] = RGB,
 ) -> Floats:
     """Give some classes another colour, and more, less or another texture.
 
@@ -126,6 +136,7 @@ def recolour(
         classes: names of the labels, from 1.
         ground: whether `OTHER` is known to be none of the classes, and so to have the
             colours of bare ground.
+        bands: names of the bands; one of which no colours are known keeps its mean.
     """
     out = pixels.copy()
     names = dict(enumerate(classes, start=1)) | ({OTHER: "ground"} if ground else {})
@@ -136,7 +147,8 @@ def recolour(
         weight = _soft(where) * np.float32(rng.uniform(0.5, 1.0))
         mean = np.array([band[where].mean() for band in pixels], np.float32)
         contrast = np.float32(np.exp(rng.normal(0, 0.4)))
-        shift = _colour_of(names[label], rng) - contrast * mean
+        colour = _colour_in(bands, names[label], rng, mean)
+        shift = colour - contrast * mean
         texture = _texture_of(names[label], rng, len(labels))
         for band, own in enumerate(pixels):
             moved = contrast * own + shift[band]
@@ -145,6 +157,18 @@ def recolour(
             moved -= own
             out[band] += weight * moved
     return out
+
+
+def _colour_in(
+    bands: Sequence[str], name: str, rng: np.random.Generator, mean: Floats
+) -> Floats:
+    """Return a colour that a class may have, by band; its mean where none is known."""
+    colour = dict(zip(RGB, _colour_of(name, rng), strict=True))
+    if "nir" in bands:
+        least, most = NIR.get(name, (40, 220))
+        colour["nir"] = np.float32(rng.uniform(least, most))
+    known = (colour.get(band, own) for band, own in zip(bands, mean, strict=True))
+    return np.array([*known], dtype=np.float32)
 
 
 def _colour_of(name: str, rng: np.random.Generator) -> Floats:
@@ -206,13 +230,17 @@ def _uneven(pixels: Floats, rng: np.random.Generator) -> Floats:
     return np.asarray(pixels * light.clip(0.4, 1.8))
 
 
-def _cast_shadow(pixels: Floats, rng: np.random.Generator) -> Floats:
+def _cast_shadow(
+    pixels: Floats, rng: np.random.Generator, *, bands: Sequence[str] = RGB
+) -> Floats:
     """A shadow with hard edges, as of a tower or a hill outside; bluer than the sun."""
     size = pixels.shape[1]
     shaded = _side_of_line(rng, size) & _side_of_line(rng, size)
     if _chance(rng, 0.7):
         shaded &= _side_of_line(rng, size)
-    light = rng.uniform(0.3, 0.7) * np.array([0.95, 1.0, rng.uniform(1.0, 1.2)])
+    sun = rng.uniform(0.3, 0.7)
+    sky = {"red": 0.95, "blue": rng.uniform(1.0, 1.2)}
+    light = sun * np.array([sky.get(band, 1.0) for band in bands])
     factor = np.where(shaded, light[:, None, None], 1).astype(np.float32)
     return pixels * factor
 
@@ -226,26 +254,35 @@ def _side_of_line(rng: np.random.Generator, size: int) -> NDArray[np.bool_]:
     return side
 
 
-def _tone(pixels: Floats, rng: np.random.Generator) -> Floats:
+def _tone(
+    pixels: Floats, rng: np.random.Generator, *, bands: Sequence[str] = RGB
+) -> Floats:
     """Saturation and mixed channels, then what a table of tones does to each band.
 
-    That is gain and offset (white balance, haze), contrast, exposure and gamma.
+    That is gain and offset (white balance, haze), contrast, exposure and gamma. What
+    is mixed is red, green and blue, where a chip has them.
     """
+    count = len(pixels)
     saturation = rng.uniform(0.2, 1.6)
     mix = saturation * np.eye(3) + (1 - saturation) / 3 + rng.normal(0, 0.03, (3, 3))
     mix /= mix.sum(axis=1, keepdims=True)  # grey stays grey
-    bands = mix.astype(np.float32) @ pixels.reshape(3, -1)
+    mixed = pixels.reshape(count, -1)
+    if set(RGB) <= set(bands):
+        seen = [bands.index(band) for band in RGB]
+        mixed = mixed.copy()
+        mixed[seen] = mix.astype(np.float32) @ mixed[seen]
     gamma, contrast = np.exp(rng.normal(0, 0.25, 2))
     level = (pixels[pixels > 0].mean() / 255) ** gamma if pixels.any() else 0.5
     # what is bright already is not burnt out
     aim = min(level * np.exp(rng.normal(0, 0.25)), max(0.7, level))
     tones = aim + contrast * (np.linspace(0, 1, _TONES) ** gamma - level)
-    tones = tones * np.exp(rng.normal(0, 0.08, (3, 1))) + rng.normal(0, 0.02, (3, 1))
+    gain = np.exp(rng.normal(0, 0.08, (count, 1)))
+    tones = tones * gain + rng.normal(0, 0.02, (count, 1))
     if _chance(rng, 0.2):
-        haze, sky = rng.uniform(0.05, 0.35), rng.uniform(0.6, 0.9, (3, 1))
+        haze, sky = rng.uniform(0.05, 0.35), rng.uniform(0.6, 0.9, (count, 1))
         tones = (1 - haze) * tones + haze * sky
     tones = tones.clip(0, 1).astype(np.float32) * 255
-    places = (bands * ((_TONES - 1) / 255)).clip(0, _TONES - 1).astype(np.intp)
+    places = (mixed * ((_TONES - 1) / 255)).clip(0, _TONES - 1).astype(np.intp)
     toned = [table.take(at) for table, at in zip(tones, places, strict=True)]
     return np.stack(toned).reshape(pixels.shape)
 

@@ -69,7 +69,11 @@ def _draw_chip(
     )
     chip = cut(scene, where, size=recipe.loop.chip_size)
     chip = augment(
-        chip, rng, classes=recipe.class_names, strength=recipe.sampling.strength
+        chip,
+        rng,
+        classes=recipe.class_names,
+        strength=recipe.sampling.strength,
+        bands=recipe.model.bands,
     )
     return Drawn(chip=chip, name=scene.name, rng=rng)
 

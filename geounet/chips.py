@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ class Chip:
     """One training sample."""
 
     pixels: NDArray[np.float32]
-    """Shape (bands, size, size), 0 to 255."""
+    """Shape (bands, size, size), grey levels: 0 to 255."""
     labels: NDArray[np.uint8]
     """Shape (size, size)."""
     knows: NDArray[np.bool_]
@@ -145,7 +146,7 @@ def cut(scene: LabelledScene, where: Placement, *, size: int) -> Chip:
 
 
 def _bilinear(
-    image: NDArray[np.uint8], rows: NDArray[np.float32], cols: NDArray[np.float32]
+    image: NDArray[Any], rows: NDArray[np.float32], cols: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     top, left = max(int(rows.min()) - 1, 0), max(int(cols.min()) - 1, 0)
     top, left = min(top, image.shape[1] - 1), min(left, image.shape[2] - 1)
@@ -240,7 +241,9 @@ def _averaged(scene: LabelledScene, ground_size: float) -> LabelledScene:
     for axis, size in enumerate(shape, start=1):
         image, covered = _means(image, axis, size), _means(covered, axis, size)
     there = covered[0] >= 0.5  # noqa: PLR2004
-    pixels = np.rint(np.where(there, image / np.maximum(covered, 1e-9), 0))
+    pixels = np.where(there, image / np.maximum(covered, 1e-9), 0)
+    if scene.levels[0].dtype == np.uint8:
+        pixels = np.rint(pixels)
     rows, cols = (
         ((np.arange(size) + 0.5) * side / size).astype(int)
         for size, side in zip(shape, scene.labels.shape, strict=True)
@@ -249,7 +252,7 @@ def _averaged(scene: LabelledScene, ground_size: float) -> LabelledScene:
         scene,
         ground_size=scene.ground_size
         * np.sqrt(np.prod(scene.labels.shape) / np.prod(shape)),
-        levels=(pixels.astype(np.uint8),),
+        levels=(pixels.astype(scene.levels[0].dtype),),
         labels=scene.labels[np.ix_(rows, cols)],
     )
 

@@ -6,17 +6,22 @@ The tables of a step's loss and of the data are beside the code that obeys them,
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from geounet.errors import ConfigError, TrainingError
-from geounet.labels import Source
+from geounet.labels import Imagery, Source
 from geounet.losses import LossTable
 from geounet.model import Architecture, Classes
 from geounet.recipes import checked, find_recipe, read_table
 from geounet.restoration import RestorationTable
+
+PixelType = Literal[
+    "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"
+]
 
 
 class _Table(BaseModel):
@@ -32,8 +37,45 @@ class ModelTable(_Table):
     ground_size_range: tuple[float, float] = (0.3, 1.0)
     licence: str = ""
     attribution: tuple[str, ...] = ()
+    bands: tuple[str, ...] = Field(Imagery().bands, min_length=1)
+    """Names of the bands it takes, in order; imagery is read by them."""
+    dtype: PixelType = "uint8"
+    """Of the imagery that it is trained on, and takes as it comes."""
+    value_range: tuple[float, float] = Imagery().value_range
+    """Darkest and brightest value; what lies beyond is cut off."""
+    percentiles: tuple[float, float] | None = None
+    """Of each whole image, band by band, in place of ``value_range``."""
     init: str | None = None
     """A model file, or the name of a shipped model, to start from."""
+
+    @field_validator("bands")
+    @classmethod
+    def _each_once(cls, bands: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(bands)) < len(bands):
+            raise ValueError("names a band twice")
+        return bands
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        least, most = self.percentiles or (0, 100)
+        if not 0 <= least < most <= 100:  # noqa: PLR2004
+            raise ValueError("percentiles are two of 0 to 100, the lower first")
+        low, high = self.value_range
+        if not -math.inf < low < high < math.inf:
+            raise ValueError("value_range is the darkest value, then a greater one")
+        if self.percentiles and self.value_range != Imagery().value_range:
+            raise ValueError("percentiles take the place of value_range; give one")
+        return self
+
+    @property
+    def imagery(self) -> Imagery:
+        """What is read of an image, and what its values are."""
+        return Imagery(
+            bands=self.bands,
+            dtype=self.dtype,
+            value_range=self.value_range,
+            percentiles=self.percentiles,
+        )
 
 
 class SamplingTable(_Table):

@@ -4,8 +4,8 @@ A data set need not label every class: what it does not label is unknown, not ab
 Classes exclude one another, so a pixel labelled as one class is known not to be any
 other, unless a recipe says that the two may overlap; see `knowledge`.
 
-Labelled scenes are held in memory as uint8 pyramids; they are small beside the scenes
-that a model is later run on.
+Labelled scenes are held in memory as pyramids of grey levels; they are small beside the
+scenes that a model is later run on.
 """
 
 from __future__ import annotations
@@ -26,15 +26,23 @@ import rasterio.features
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 from rasterio.errors import NotGeoreferencedWarning
 from shapely import Polygon, box
 
+from geounet.bands import one_kind, select_bands
 from geounet.classes import EXTENT, IGNORE
 from geounet.errors import ConfigError, CRSError, RasterError, TrainingError
+from geounet.percentiles import percentiles, pixels_of
 from geounet.raster import Scene, available_cores, footprint
 from geounet.synthetic import CLASSES as SYNTHETIC_CLASSES
-from geounet.synthetic import draw_scene
+from geounet.synthetic import SyntheticScene, draw_scene, near_infrared
 from geounet.tiling import Window
 
 UNKNOWN = 255
@@ -57,7 +65,13 @@ STEM = "{stem}"
 DRAWN_PIXELS, DRAWN_METRES = 1024, 0.4
 """Side of a drawn scene, and the finest ground size that it is drawn at."""
 
+DRAWN_BANDS = ("red", "green", "blue", "nir")
+"""Bands that a drawn scene can have."""
+GREATEST = 255.0
+"""Greatest grey level."""
+
 Ids = NDArray[np.uint8]
+Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 LabelFiles = Path | dict[str, Path]
 
@@ -98,8 +112,16 @@ class Source(BaseModel):
     line_width: dict[str, float] = {}
     """Vector labels: class name -> metres on the ground, for lines without an
     attribute ``width``."""
+    bands: tuple[int, ...] | tuple[str, ...] | None = None
+    """Those of the image that are the model's, in its order: numbers from 1, or names.
+    Unless given, the image's own names decide, as in `geounet.bands.select_bands`."""
     collar: bool = True
     """Whether flat black or white at the edge is no imagery; see `Scene.open`."""
+
+    @field_validator("bands", mode="before")
+    @classmethod
+    def _of_one_kind(cls, bands: Any) -> Any:
+        return one_kind(bands) if isinstance(bands, list | tuple) else bands
 
     @model_validator(mode="after")
     def _one_kind(self) -> Source:
@@ -209,6 +231,59 @@ def _find_labels(path: Path, image: Path, *, many: bool) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Imagery:
+    """Which bands a network is trained on, and what their values are.
+
+    In a training all values are grey levels: 1 to 255 over the range that the model
+    is made for, what is beyond being cut off, and 0 where there is no imagery. Of 8
+    bits they are the values themselves.
+    """
+
+    bands: tuple[str, ...] = DRAWN_BANDS[:3]
+    dtype: str = "uint8"
+    value_range: tuple[float, float] = (0.0, GREATEST)
+    percentiles: tuple[float, float] | None = None
+    """Of each whole image, in place of ``value_range``; of any dtype."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether grey levels are the values as they come."""
+        told = self.dtype, self.value_range, self.percentiles
+        return told == ("uint8", (0.0, GREATEST), None)
+
+    def ends_of(self, scene: Scene, bands: Sequence[int]) -> NDArray[np.float64]:
+        """Return what is darkest and brightest in a scene, shape (2, bands)."""
+        found = None
+        if self.percentiles:
+            pixels = pixels_of(scene.on_own_pixels, bands)
+            found = percentiles(pixels, self.percentiles)
+        if found is None:
+            found = np.tile(self.value_range, (len(bands), 1))
+        return np.asarray(found.T, dtype=np.float64)
+
+
+def grey_levels(
+    pixels: NDArray[Any], validity: Bools, ends: NDArray[np.float64]
+) -> Floats:
+    """Return values as grey levels, 1 to 255, or 0 where there is no imagery.
+
+    Args:
+        pixels: shape (bands, rows, cols).
+        validity: shape (rows, cols).
+        ends: shape (2, bands), which values become 0 and 255; one value, as of a flat
+            band, becomes the darkest.
+    """
+    low, high = ends[:, :, None, None]
+    scale = np.where(high > low, GREATEST / np.where(high > low, high - low, 1), 0)
+    levels = pixels.astype(np.float32)
+    levels -= low.astype(np.float32)
+    levels *= scale.astype(np.float32)
+    np.clip(levels, 1, GREATEST, out=levels)
+    levels[:, ~validity] = 0
+    return levels
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelledScene:
     """One image with its labels, ready to be cut."""
 
@@ -216,9 +291,10 @@ class LabelledScene:
     group: str
     weight: float
     ground_size: float
-    levels: tuple[Ids, ...]
-    """Shape (bands, rows, cols) each, every level half the resolution of the last; 0 in
-    all bands where there is no imagery."""
+    levels: tuple[NDArray[Any], ...]
+    """Shape (bands, rows, cols) each, every level half the resolution of the last: grey
+    levels in uint8, or in float32 where they are not values of 8 bits; 0 in all bands
+    where there is no imagery."""
     labels: Ids
     """Shape (rows, cols): class ids from 1, `OTHER` or `UNKNOWN`."""
     knows: Bools
@@ -290,10 +366,15 @@ def load_source(
     classes: Sequence[str],
     finest: float,
     overlapping: Sequence[Collection[str]] = (),
+    imagery: Imagery = Imagery(),
 ) -> list[LabelledScene]:
     """Load the scenes of one source; see `load_scenes`."""
     return load_scenes(
-        [source], classes=classes, finest=finest, overlapping=overlapping
+        [source],
+        classes=classes,
+        finest=finest,
+        overlapping=overlapping,
+        imagery=imagery,
     )
 
 
@@ -303,6 +384,7 @@ def load_scenes(
     classes: Sequence[str],
     finest: float,
     overlapping: Sequence[Collection[str]] = (),
+    imagery: Imagery = Imagery(),
 ) -> list[LabelledScene]:
     """Load the scenes of sources, averaged to ``finest`` metres where finer.
 
@@ -314,6 +396,7 @@ def load_scenes(
         classes: of the recipe; a label is a place in it, from 1.
         finest: metres per pixel.
         overlapping: classes that may lie on the same ground, by name.
+        imagery: which bands are read, and what their values are.
 
     Raises:
         ConfigError: a class that the model does not have, no ground size, a label
@@ -329,10 +412,13 @@ def load_scenes(
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
             images = _submit_images(
-                pool, [one for part in parts for one in part], finest
+                pool, [one for part in parts for one in part], finest, imagery
             )
             pending = [
-                [pool.submit(_load, one, images, classes, finest) for one in part]
+                [
+                    pool.submit(_load, one, images, classes, finest, imagery)
+                    for one in part
+                ]
                 for part in parts
             ]
             loaded = [[scene.result() for scene in scenes] for scenes in pending]
@@ -387,27 +473,31 @@ class _Image:
 
     scene: Scene
     ground_size: float
-    levels: tuple[Ids, ...]
+    levels: tuple[NDArray[Any], ...]
     validity: Bools
 
 
-_Key = tuple[Path, float | None, bool]
+_Key = tuple[Path, float | None, bool, tuple[int, ...] | tuple[str, ...] | None]
 
 
 def _key(source: Source) -> _Key | None:
     """Return what sources share that need an image read only once."""
     if source.image is None:
         return None
-    return source.image.resolve(), source.ground_size, source.collar
+    return source.image.resolve(), source.ground_size, source.collar, source.bands
 
 
 def _submit_images(
-    pool: ThreadPoolExecutor, sources: Sequence[Source], finest: float
+    pool: ThreadPoolExecutor,
+    sources: Sequence[Source],
+    finest: float,
+    imagery: Imagery,
 ) -> dict[_Key | None, Future[_Image]]:
     """Start reading every image once; ahead of what waits for it in the same pool."""
     wanted = {_key(source): source for source in sources if source.image}
     return {
-        key: pool.submit(_read_image, source, finest) for key, source in wanted.items()
+        key: pool.submit(_read_image, source, finest, imagery)
+        for key, source in wanted.items()
     }
 
 
@@ -416,14 +506,21 @@ def _load(
     images: Mapping[_Key | None, Future[_Image]],
     classes: Sequence[str],
     finest: float,
+    imagery: Imagery,
 ) -> LabelledScene:
     """Load the one scene of a source; what its labels know is filled in later."""
     if source.synthetic:
-        return _draw(source, classes, finest)
+        return _draw(source, classes, finest, imagery)
     return _label(source, images[_key(source)].result(), classes)
 
 
-def _draw(source: Source, classes: Sequence[str], finest: float) -> LabelledScene:
+def _draw(
+    source: Source, classes: Sequence[str], finest: float, imagery: Imagery
+) -> LabelledScene:
+    if missing := [name for name in imagery.bands if name not in DRAWN_BANDS]:
+        raise ConfigError(
+            f"drawn scenes have {', '.join(DRAWN_BANDS)}, and no {', '.join(missing)}"
+        )
     ground_size = max(finest, DRAWN_METRES)
     drawn = draw_scene(size=DRAWN_PIXELS, ground_size=ground_size, seed=source.seed)
     ids = np.full(256, UNKNOWN, dtype=np.uint8)
@@ -435,10 +532,28 @@ def _draw(source: Source, classes: Sequence[str], finest: float) -> LabelledScen
         group=source.group,
         weight=source.weight,
         ground_size=ground_size,
-        levels=pyramid(drawn.pixels),
+        levels=pyramid(_drawn_levels(drawn, source, imagery)),
         labels=ids[drawn.truth],
         knows=_nothing(classes),
     )
+
+
+def _drawn_levels(
+    drawn: SyntheticScene, source: Source, imagery: Imagery
+) -> NDArray[Any]:
+    """Return the bands of a drawn scene: grey levels, or stretched like imagery."""
+    pixels = drawn.pixels
+    if imagery.bands != DRAWN_BANDS[:3]:
+        nir = near_infrared(drawn, seed=source.seed)
+        bands = dict(zip(DRAWN_BANDS, (*pixels, nir), strict=True))
+        pixels = np.stack([bands[name] for name in imagery.bands])
+    validity = np.asarray(drawn.pixels.any(axis=0))
+    if not imagery.percentiles or not validity.any():
+        return pixels
+    ends = np.percentile(
+        pixels[:, validity], imagery.percentiles, axis=1, method="inverted_cdf"
+    )
+    return grey_levels(pixels, validity, ends)
 
 
 def _label(source: Source, image: _Image, classes: Sequence[str]) -> LabelledScene:
@@ -478,14 +593,24 @@ def _named(labels: LabelFiles | None) -> str:
     return ", ".join(map(str, files))
 
 
-def _read_image(source: Source, finest: float) -> _Image:
-    """Read red, green and blue, and where they are imagery."""
-    scene, ground_size = _open(source, finest)
+def _read_image(source: Source, finest: float, imagery: Imagery) -> _Image:
+    """Read the bands of a network as grey levels, and where they are imagery."""
+    scene, ground_size = _open(source, finest, imagery)
+    bands = select_bands(
+        imagery.bands,
+        source.bands,
+        scene,
+        model="of the recipe",
+        name=scene.path.name,
+    )
     window = Window(row_off=0, col_off=0, height=scene.height, width=scene.width)
-    pixels, validity = scene.read(window, (1, 2, 3))
+    pixels, validity = scene.read(window, bands)
     if not validity.any():
         raise RasterError(f"{source.image} is void throughout: nodata, or a flat image")
-    pixels[:, ~validity] = 0  # as inference fills it
+    if imagery.plain:
+        pixels[:, ~validity] = 0  # as inference fills it
+    else:
+        pixels = grey_levels(pixels, validity, imagery.ends_of(scene, bands))
     return _Image(
         scene=scene,
         ground_size=ground_size,
@@ -494,7 +619,7 @@ def _read_image(source: Source, finest: float) -> _Image:
     )
 
 
-def _open(source: Source, finest: float) -> tuple[Scene, float]:
+def _open(source: Source, finest: float, imagery: Imagery) -> tuple[Scene, float]:
     """Open the image, on pixels of ``finest`` metres where it is known to be finer."""
     image = source.image
     if image is None:  # excluded by Source
@@ -515,20 +640,27 @@ def _open(source: Source, finest: float) -> tuple[Scene, float]:
                 f"{image} is not placed on the ground; give its ground_size in metres"
             ) from error
         ground_size = scene.ground_size or finest
-    if scene.dtype != "uint8":
+    if scene.dtype != imagery.dtype and not imagery.percentiles:
         raise RasterError(
-            f"{image} holds {scene.dtype}, training takes uint8; stretch it first with "
-            "gdal_translate -ot Byte -scale"
+            f"{image} holds {scene.dtype}, the recipe wants {imagery.dtype}; give the "
+            "dtype and the value_range of all imagery in the [model] table, or "
+            "percentiles, which fit any dtype",
+            code="RANGE",
         )
     return scene, ground_size
 
 
-def pyramid(pixels: Ids) -> tuple[Ids, ...]:
-    """Return ``pixels`` and successive 2x2 averages, down to `COARSEST`."""
+def pyramid(pixels: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Return ``pixels`` and successive 2x2 averages, down to `COARSEST`.
+
+    Those of uint8 are rounded to it.
+    """
     levels = [pixels]
     while min(levels[-1].shape[1:]) >= 2 * COARSEST:
         image = torch.from_numpy(levels[-1].astype(np.float32))[None]
-        levels.append(F.avg_pool2d(image, 2)[0].round().byte().numpy())
+        half = F.avg_pool2d(image, 2)[0]
+        rounded = half.round().byte() if pixels.dtype == np.uint8 else half
+        levels.append(rounded.numpy())
     return tuple(levels)
 
 

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,11 +26,11 @@ from geounet.batches import draw_chips, prefetch
 from geounet.checkpoints import CHECKPOINT, Checkpoint, Looks
 from geounet.errors import TrainingError
 from geounet.figures import Scores
-from geounet.finetuning import start_from
+from geounet.finetuning import in_grey_levels, in_values_of, start_from
 from geounet.hyperparameters import TrainingRecipe
 from geounet.journal import Journal
-from geounet.labels import LabelledScene, check_classes, load_scenes
-from geounet.model import BandCard, Card, save_model
+from geounet.labels import Imagery, LabelledScene, check_classes, load_scenes
+from geounet.model import BandCard, Card, load_card, save_model
 from geounet.optimisation import DivergedError, Optimisation, learning_rate, part
 from geounet.parallel import ALONE, Processes, together, usable_devices
 from geounet.raster import make_folder, replacing
@@ -91,6 +92,7 @@ def train_together(
         classes=recipe.class_names,
         finest=recipe.model.ground_size_range[0],
         overlapping=recipe.overlapping,
+        imagery=recipe.model.imagery,
     )
     run = TrainingRun(recipe, scenes, processes=processes)
     run.take_up()
@@ -105,14 +107,16 @@ def model_path(recipe: TrainingRecipe) -> Path:
 
 
 def draft_card(recipe: TrainingRecipe, scenes: Sequence[LabelledScene]) -> Card:
-    """Return the card as known before training on some scenes."""
+    """Return the card as known before training on some scenes, in grey levels."""
     segment = recipe.task == "segment"
+    bands = band_cards(recipe, scenes)
+    apart = {"init", "bands", "dtype", "value_range", "percentiles"}
     return Card(
-        **recipe.model.model_dump(exclude={"init"}),
+        **recipe.model.model_dump(exclude=apart),
         task=recipe.task,
         architecture=recipe.architecture,
-        classes=recipe.classes if segment else band_classes(BANDS),
-        bands=BANDS,
+        classes=recipe.classes if segment else band_classes(bands),
+        bands=bands,
         training={
             "steps": recipe.loop.steps,
             "chips_per_step": recipe.loop.batch_size,
@@ -122,6 +126,41 @@ def draft_card(recipe: TrainingRecipe, scenes: Sequence[LabelledScene]) -> Card:
             "held_out_groups": ", ".join(recipe.holdout),
         },
     )
+
+
+def band_cards(
+    recipe: TrainingRecipe, scenes: Sequence[LabelledScene]
+) -> tuple[BandCard, ...]:
+    """Return the scaling of each band, in grey levels.
+
+    Of 8-bit red, green and blue it is always the same, so that weights of one training
+    can be used by the next; of other imagery that of the model to start from, for the
+    bands that it has, and else as measured over the scenes, by their share of chips.
+    """
+    if recipe.model.imagery == Imagery() or not scenes:
+        return tuple(
+            BANDS[0].model_copy(update={"name": name}) for name in recipe.model.bands
+        )
+    init = recipe.model.init
+    known = in_grey_levels(load_card(init)).bands if init else ()
+    theirs = {band.name: band for band in known}
+    means, variances = _moments(scenes)
+    return tuple(
+        theirs.get(name)
+        or BandCard(name=name, mean=round(mean, 2), std=round(max(var, 1) ** 0.5, 2))
+        for name, mean, var in zip(recipe.model.bands, means, variances, strict=True)
+    )
+
+
+def _moments(scenes: Sequence[LabelledScene]) -> tuple[list[float], list[float]]:
+    """Return mean and variance of each band over the imagery of scenes."""
+    weights = np.array([scene.weight for scene in scenes])[:, None]
+    valid = [scene.levels[0][:, scene.levels[0].any(axis=0)] for scene in scenes]
+    means = np.array([pixels.mean(axis=1, dtype=np.float64) for pixels in valid])
+    squares = np.array([pixels.var(axis=1, dtype=np.float64) for pixels in valid])
+    mean = (weights * means).sum(axis=0) / weights.sum()
+    spread = (weights * (squares + (means - mean) ** 2)).sum(axis=0) / weights.sum()
+    return mean.tolist(), spread.tolist()
 
 
 def fingerprints(scenes: Sequence[LabelledScene]) -> dict[str, str]:
@@ -189,7 +228,7 @@ class TrainingRun:
         for unet in (network, average):
             unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if init := self.recipe.model.init:
-            log.info("%s", start_from(network, self.card, init))
+            log.info("%s", start_from(network, self.published(self.card), init))
         return Optimisation(
             network, average, self.recipe.loop, processes=self.processes
         )
@@ -360,9 +399,19 @@ class TrainingRun:
         with replacing(model_path(self.recipe)) as partial:
             save_model(partial, average, self._final_card(self.scores))
 
+    def published(self, card: Card) -> Card:
+        """Return a card of this training in the values of its imagery."""
+        imagery = self.recipe.model.imagery
+        return in_values_of(
+            card,
+            dtype=imagery.dtype,
+            value_range=imagery.value_range,
+            percentiles=imagery.percentiles,
+        )
+
     def _final_card(self, scores: Scores) -> Card:
         """Return the card with scores; that they chose the step makes them too good."""
-        card = self.card.model_dump()
+        card = self.published(self.card).model_dump()
         if self.best:
             card["training"] |= {"chosen_step": self.looks.best_step}
         if self.recipe.task == "segment":

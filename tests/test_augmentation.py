@@ -38,6 +38,55 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(augmentation, "_texture_of", lambda *_: None)
 
 
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(
+    "bands", [("red", "green", "blue", "nir"), ("nir", "vv"), ("vv",)], ids=str
+)
+def test_chips_of_any_bands_are_changed_band_by_band(
+    bands: tuple[str, ...], seed: int
+) -> None:
+    chip = textured_chip()
+    pixels = chip.pixels[np.arange(len(bands)) % 3]
+    chip = replace(chip, pixels=pixels)
+    rng = np.random.default_rng(seed)
+    out = augment(chip, rng, classes=CLASSES, strength=2, bands=bands).pixels
+    assert out.shape == pixels.shape
+    assert out.dtype == np.float32
+    assert (out != pixels).any(axis=(1, 2)).all()
+    assert np.isin(out[:, :, 46:], (0, 255)).all()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_colours_are_mixed_among_red_green_and_blue_alone(seed: int) -> None:
+    """A fourth band has its own tones, whatever the first three hold."""
+    bands = ("nir", "red", "green", "blue")
+    first = np.random.default_rng(0).uniform(60, 180, (4, 32, 32)).astype(np.float32)
+    other = first.copy()
+    other[1:] = other[1:, ::-1]  # as bright on the whole
+    one, two = (
+        augmentation._tone(p, np.random.default_rng(seed), bands=bands)
+        for p in (first, other)
+    )
+    np.testing.assert_allclose(one[0], two[0], atol=0.2)
+    assert (np.diff(one[0].ravel()[np.argsort(first[0].ravel())]) > -0.2).all()
+    plain = augmentation._tone(first[1:], np.random.default_rng(seed))
+    assert plain.shape == (3, 32, 32)
+
+
+def test_near_infrared_has_the_colours_of_its_own() -> None:
+    rng, mean = np.random.default_rng(0), np.full(3, 77, np.float32)
+    bands = ("green", "nir", "vv")
+    drawn = {
+        name: np.array(
+            [augmentation._colour_in(bands, name, rng, mean) for _ in range(40)]
+        )
+        for name in ("water", "vegetation")
+    }
+    assert drawn["water"][:, 1].max() <= 30 < drawn["vegetation"][:, 1].min()
+    assert (drawn["water"][:, 2] == 77).all()
+    assert drawn["water"][:, 0].std() > 5
+
+
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("seed", range(12))
 def test_recolouring_moves_a_class_and_keeps_its_texture(seed: int) -> None:

@@ -513,7 +513,7 @@ def test_groups_count_the_same_however_many_pixels_they_have() -> None:
 def test_a_calibrated_network_answers_what_its_logits_would_become(
     stem: int, folded: bool
 ) -> None:
-    network = random_model(stem=stem, depth=1).network
+    network = random_model(stem=stem, depth=1).unet
     if folded:
         network.fold()
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -540,7 +540,7 @@ def test_a_calibrated_network_can_still_be_trained_and_saved(tmp_path: Path) -> 
     )
     model = load_model(tmp_path / "m.safetensors")
     assert model.card.calibration == found
-    torch.testing.assert_close(model.network.head.bias, network.head.bias)
+    torch.testing.assert_close(model.unet.head.bias, network.head.bias)
 
 
 # --- the picture ------------------------------------------------------------------

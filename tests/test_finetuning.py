@@ -6,8 +6,13 @@ import torch
 from torch import Tensor
 
 from geounet.errors import ModelError
-from geounet.finetuning import joined_head, start_from
-from geounet.model import BandCard, Card, ClassCard, save_model
+from geounet.finetuning import (
+    in_grey_levels,
+    in_values_of,
+    joined_head,
+    start_from,
+)
+from geounet.model import BandCard, Card, ClassCard, load_model, save_model
 from tests.networks import random_model, tiny_card
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,7 +76,7 @@ def test_statistics_of_norms_are_taken_over(start: Path, stem: int) -> None:
     card = card_with("road", stem=stem)
     network = card.network()
     start_from(network, card, start)
-    expected = random_model(depth=1, stem=stem).network.bottom.norm1.running_var
+    expected = random_model(depth=1, stem=stem).unet.bottom.norm1.running_var
     torch.testing.assert_close(network.bottom.norm1.running_var, expected)
 
 
@@ -90,11 +95,53 @@ def test_a_start_of_other_bands_or_another_scaling_is_refused(
     start: Path, stem: int
 ) -> None:
     card = card_with("building", stem=stem)
-    for change in ({"name": "nir"}, {"mean": 90.0}):
-        bands = (BandCard(**(card.bands[0].model_dump() | change)), *card.bands[1:])
+    vv = BandCard(name="vv", mean=110, std=60)
+    dark = card.bands[0].model_copy(update={"mean": 90.0})
+    for bands, problem in (
+        ((vv,), "has bands blue .*, red .*, the recipe vv"),
+        ((dark, *card.bands[1:]), r"has bands .*red \(110.*, the recipe .*red \(90"),
+    ):
         other = card.model_copy(update={"bands": bands})
-        with pytest.raises(ModelError, match=r"has bands red .*, the recipe (nir|red)"):
+        with pytest.raises(ModelError, match=problem):
             start_from(other.network(), other, start)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_new_band_changes_no_answer_until_it_has_learned(
+    tmp_path: Path, stem: int, residual: bool
+) -> None:
+    """Bands are found by name, wherever they now stand, and of 16 bits as of 8."""
+    model = random_model(depth=1, stem=stem, residual=residual)
+    save_model(tmp_path / "start.safetensors", model.network, model.card)
+    red, green, blue = model.card.bands
+    nir = BandCard(name="nir", mean=90, std=40)
+    four = model.card.model_copy(update={"bands": (nir, blue, green, red)})
+    deep = in_values_of(four, dtype="uint16", value_range=(0.0, 10000.0))
+    network = deep.network()
+    start_from(network, deep, tmp_path / "start.safetensors")
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 4, 32, 32)))
+    image = image.float()
+    saved = load_model(tmp_path / "start.safetensors").network
+    with torch.inference_mode():
+        before = saved(image[:, [3, 2, 1]])
+        after = network.eval()(image)
+        other = network(image * torch.tensor([5, 1, 1, 1])[:, None, None])
+    torch.testing.assert_close(after, before)
+    torch.testing.assert_close(other, before)
+
+
+def test_a_card_in_other_values_sees_the_same_image() -> None:
+    card = random_model(depth=1).card
+    deep = in_values_of(card, dtype="uint16", value_range=(1000.0, 11000.0))
+    for one, other in zip(card.bands, deep.bands, strict=True):
+        grey = 200.0
+        value = 1000 + grey * 10000 / 255
+        seen = (value - other.mean) / other.std
+        assert seen == pytest.approx((grey - one.mean) / one.std)
+    assert (deep.dtype, deep.value_range) == ("uint16", (1000.0, 11000.0))
+    back = in_grey_levels(deep)
+    assert back.value_range == (0.0, 255.0)
+    assert [b.mean for b in back.bands] == pytest.approx([110] * 3)
 
 
 def test_a_start_of_another_architecture_is_refused(tmp_path: Path) -> None:

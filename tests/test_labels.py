@@ -418,10 +418,10 @@ def test_an_image_that_several_sources_use_is_read_once(
     opened: list[Path] = []
     read = module._read_image
 
-    def counting(source: Source, finest: float) -> Any:
+    def counting(source: Source, *how: Any) -> Any:
         assert source.image is not None
         opened.append(source.image)
-        return read(source, finest)
+        return read(source, *how)
 
     monkeypatch.setattr(module, "_read_image", counting)
     image = many / "images/a.tif"
@@ -630,7 +630,7 @@ def test_labels_that_changed_in_a_jpeg_are_refused(
 
 def test_imagery_that_is_not_uint8_is_refused(write_raster: WriteRaster) -> None:
     image = write_raster(noise(3, SIDE, SIDE).astype(np.uint16))
-    assert "holds uint16, training takes uint8" in str(
+    assert "holds uint16, the recipe wants uint8" in str(
         refusal(image=image, labels=image)
     )
 

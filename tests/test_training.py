@@ -109,7 +109,7 @@ def test_a_model_to_start_from_is_a_file_beside_the_recipe_or_a_name(
         (
             "stem",
             "zzz",
-            "unknown key architecture.zzz; known: base, depth, residual, stem",
+            "unknown key architecture.zzz; known: kind, base, depth, residual, stem",
         ),
         ("steps = 6", "steps = 0", "loop.steps: input should be greater than or equal"),
         ("steps = 6", 'steps = "six"', "valid integer, .*, got 'six'"),
