@@ -78,7 +78,8 @@ def write_atlas(
 
 
 def _done(ledger: Ledger) -> Iterator[SceneRow]:
-    return ledger.scenes(("done", "skipped"))
+    rows = ledger.scenes(("done", "skipped"))
+    return (row for row in rows if row.outputs)  # or it had nothing to offer
 
 
 def _receipt(output: Path, row: SceneRow) -> Path:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geounet.classes import SCORE_MAX, classify
+from geounet.foreign import WholeTiles
 from geounet.inference import (
     Predictor,
     Stretch,
@@ -31,13 +32,14 @@ from geounet.inference import (
     predictor_for,
     with_validity,
 )
-from geounet.levelwise import LevelwiseUNet
+from geounet.percentiles import ALL
 from geounet.pipeline import WRITERS, Clock, scheduler, stitch
 from geounet.planning import Plan, choose_lanes
 from geounet.raster import available_cores
-from geounet.report import write_preview
+from geounet.report import credits_of, write_preview
 from geounet.schedule import run_tasks
 from geounet.stitching import Parts
+from geounet.stretching import MOST_THREADS, stretch_of, wanted_percents
 from geounet.tiling import Tile, TileGrid, Window
 from geounet.tracing import RunTasks
 from geounet.vectors import trace_classes, write_class
@@ -64,6 +66,8 @@ PROBE_ROWS = 256
 EXIT = 0.4
 """Seconds that Python takes to end with all that it has loaded."""
 RECEIPT_BYTES = 3500
+SAMPLED = 4_000_000
+"""Pixels of the scene that are read for its percentiles, where those are wanted."""
 PRIMER = 32
 """Rows of the mask on which everything is done for the first time."""
 ACTIVATIONS = 6
@@ -137,11 +141,11 @@ def forecast(work: Plan, *, before: float = 0.0) -> Forecast:
         engine = _Scoring.rehearsed(work)
         primer = _primer(work, Path(folder) / "primer")
         first, again = (_rehearse_writing(work, primer, run) for _ in range(2))
-        windows, staging = _staged(work, engine.predictor, Path(folder) / "windows")
+        windows, staging = _staged(work, engine, Path(folder) / "windows")
         writing = _rehearse_writing(work, windows, run).carried(work, first, again)
         memory = engine.memory(work, _held_bytes())
     stages = {
-        "start": before + opened + EXIT,
+        "start": before + opened + EXIT + engine.scale(work),
         "infer": engine.infer(work, staging),
         **writing.stages(),
     }
@@ -166,6 +170,7 @@ class _Scoring:
     """How fast blocks are read and scored here."""
 
     predictor: Predictor
+    stretch: Stretch | None
     dtype: np.dtype[np.generic]
     """Of pixels as they are read."""
     start: float
@@ -188,15 +193,17 @@ class _Scoring:
         pixels, _ = work.scene.read(probe := _probe(work), work.bands)
         read = (time.perf_counter() - loaded) / (probe.height * probe.width)
         shapes = _tile_shape(work, 1), _tile_shape(work, TIMED_CORE)
-        first = _timed_pass(work, predictor, pixels, shapes[0])
+        stretch = _stretch(work)
+        timed = partial(_timed_pass, predictor, pixels, stretch)
+        first = timed(shapes[0])
         little, much = (
-            median(_timed_pass(work, predictor, pixels, shape) for _ in range(PASSES))
-            for shape in shapes
+            median(timed(shape) for _ in range(PASSES)) for shape in shapes
         )
         least, most = (_pass_work(work, predictor, shape) for shape in shapes)
         score = max((much - little) / max(1, most - least), much / most / 2)
         return cls(
             predictor=predictor,
+            stretch=stretch,
             dtype=pixels.dtype,
             start=loaded - began + max(0.0, first - little),
             read=read,
@@ -205,6 +212,16 @@ class _Scoring:
             timed=shapes[1],
         )
 
+    def scale(self, work: Plan) -> float:
+        """Return the seconds in which the scene's percentiles are found, if wanted."""
+        if wanted_percents(work.card, work.recipe.scale) is None:
+            return 0.0
+        scene = work.scene
+        share = min(1.0, ALL / (scene.source_height * scene.source_width))
+        times = 1 if self.dtype.itemsize <= 2 else 2  # noqa: PLR2004  `percentiles`
+        threads = min(MOST_THREADS, available_cores())
+        return self.read * scene.height * scene.width * share * times / threads
+
     def infer(self, work: Plan, staging: float) -> float:
         """Return the seconds of all blocks.
 
@@ -212,11 +229,12 @@ class _Scoring:
             work: the plan.
             staging: seconds a pixel, to classify and to stage the parts.
         """
-        tiles = [_tiles_of(work, block) for block in work.blocks]
+        blocks = work.busy_blocks
+        tiles = [_tiles_of(work, block) for block in blocks]
         passes = sum(-(-len(some) // work.engine.batch_size) for some in tiles)
         unit = _pass_work(work, self.predictor, work.grid.tile_shape)
         scoring = passes * (self.each + unit * self.score)
-        read = (_inside(work, _around(work, block)) for block in work.blocks)
+        read = (_inside(work, _around(work, block)) for block in blocks)
         reading = self.read * sum(part.height * part.width for part in read)
         beside = reading + staging * work.scene.height * work.scene.width
         lanes = choose_lanes(work.recipe, work.engine.device)
@@ -257,16 +275,23 @@ def _probe(work: Plan) -> Window:
 def _tile_shape(work: Plan, largest_core: int) -> tuple[int, int]:
     """Return the shape of a tile that is little beside all that the scene has."""
     grid = work.grid
+    if _only_tile(work):
+        return grid.tile_shape
     side = min(largest_core, math.isqrt(work.scene.height * work.scene.width) // 6)
     strides = max(1, side // grid.stride) * grid.stride
     rows, cols = (min(strides, core) + 2 * grid.halo for core in grid.core_shape)
     return rows, cols
 
 
+def _only_tile(work: Plan) -> int | None:
+    """Return the side of the only tile that the model takes, if there is one."""
+    return work.card.reach.tile_size if work.card.reach else None
+
+
 def _timed_pass(
-    work: Plan,
     predictor: Predictor,
     pixels: NDArray[np.generic],
+    stretch: Stretch | None,
     shape: tuple[int, int],
 ) -> float:
     """Return the seconds of one pass over tiles of a shape, made of some pixels."""
@@ -276,7 +301,7 @@ def _timed_pass(
     )
     tile = with_validity(pixels[:, rows[:, None], cols], np.ones(shape, dtype=bool))
     began = time.perf_counter()
-    for _ in predictor.scores(tile, [(slice(None), slice(None))], _stretch(work)):
+    for _ in predictor.scores(tile, [(slice(None), slice(None))], stretch):
         pass
     return time.perf_counter() - began
 
@@ -284,13 +309,14 @@ def _timed_pass(
 def _pass_work(work: Plan, predictor: Predictor, shape: tuple[int, int]) -> int:
     """Return what the time of a pass is in proportion to, for tiles of a shape."""
     if work.engine.blend == "crop":
-        return LevelwiseUNet(predictor.network).multiply_adds(*shape)
+        return predictor.runner.multiply_adds(*shape)
     return shape[0] * shape[1]
 
 
 def _stretch(work: Plan) -> Stretch | None:
+    """Return about the stretch that the run will use, from a sample of the scene."""
     scale = work.recipe.scale
-    return Stretch(low=scale[0], high=scale[1]) if scale else None
+    return stretch_of(work.scene, work.card, scale, work.bands, most=SAMPLED)
 
 
 def _tiles_of(work: Plan, block: Tile) -> list[Tile]:
@@ -325,12 +351,12 @@ def _buffer_bytes(work: Plan, predictor: Predictor, shape: tuple[int, int]) -> i
     """Return what a pass over tiles of a shape needs in the process's own memory."""
     if work.engine.device == "cuda":
         return 0
-    ready = LevelwiseUNet(predictor.network)
+    ready = predictor.runner
     tiles = work.engine.batch_size
-    if work.engine.blend == "crop":
+    if work.engine.blend == "crop" or isinstance(ready, WholeTiles):
         return ready.kept_bytes(tiles, *shape) + STRIPS * ready.strip_bytes
-    head = predictor.network.head.weight
-    channels = head.shape[1] / predictor.network.stem**2 * head.element_size()
+    head = ready.network.head.weight
+    channels = head.shape[1] / ready.network.stem**2 * head.element_size()
     return round(ACTIVATIONS * channels * tiles * shape[0] * shape[1])
 
 
@@ -416,7 +442,7 @@ def _primer(work: Plan, folder: Path) -> _Windows:
     return windows
 
 
-def _staged(work: Plan, predictor: Predictor, folder: Path) -> tuple[_Windows, float]:
+def _staged(work: Plan, engine: _Scoring, folder: Path) -> tuple[_Windows, float]:
     """Score windows spread over the scene and stage them; seconds a pixel of staging.
 
     They are scored without a halo, which is wrong at their edges but half the work.
@@ -426,10 +452,13 @@ def _staged(work: Plan, predictor: Predictor, folder: Path) -> tuple[_Windows, f
     windows = _side_by_side(work, folder, shape, len(spread))
     seconds = 0.0
     for window, block in zip(spread, windows.blocks, strict=True):
-        rows, cols = (-(-side // work.grid.stride) * work.grid.stride for side in shape)
+        rows, cols = (
+            _only_tile(work) or -(-side // work.grid.stride) * work.grid.stride
+            for side in shape
+        )
         around = replace(window, height=rows, width=cols)
         pixels, validity = work.scene.read(around, work.bands)
-        scores = _scores_of(predictor, pixels, validity, _stretch(work))
+        scores = _scores_of(engine.predictor, pixels, validity, engine.stretch)
         inner = slice(0, shape[0]), slice(0, shape[1])
         validity = validity[inner]
         scores = scores[:, *inner] * validity
@@ -458,7 +487,7 @@ def _scores_of(
     for turn in range(8) if predictor.tta == "d4" else range(1):
         flips = (3,) if turn >= 4 else ()  # noqa: PLR2004  four turns, and reflected
         turned = image.rot90(turn, (2, 3)).flip(flips)
-        found = predictor.logits(turned, stretch).float().sigmoid()
+        found = predictor.probabilities(predictor.logits(turned, stretch))
         answers.append(found.flip(flips).rot90(-turn, (2, 3)))
     mean = sum(answers[1:], answers[0]) / len(answers)
     scores: NDArray[np.uint8] = in_steps(mean)[0].cpu().numpy()
@@ -468,7 +497,8 @@ def _scores_of(
 def _spread(work: Plan) -> list[Window]:
     """Place windows: evenly by rows, and by the golden ratio over the columns."""
     scene = work.scene
-    rows, cols = min(WINDOW, scene.height), min(WINDOW, scene.width)
+    most = min(WINDOW, _only_tile(work) or WINDOW)
+    rows, cols = min(most, scene.height), min(most, scene.width)
     wanted = SHARE * scene.height * scene.width / (rows * cols)
     count = min(WINDOWS, max(1, round(wanted)))
     return [
@@ -594,7 +624,14 @@ def _rehearse_writing(work: Plan, parts: _Windows, run: RunTasks) -> _Writing:
     with clock.aside("stitch"):
         stitch(here, parts, files)
     with clock.aside("preview"):
-        write_preview(files["preview"], parts, work.shown, dtype=scene.dtype)
+        write_preview(
+            files["preview"],
+            parts,
+            work.shown,
+            scene=small,
+            bands=work.bands,
+            credits=credits_of(work.card),
+        )
     for entry in work.featured.entries:
         with clock.aside(files[entry.name].name):
             write_class(

@@ -351,7 +351,8 @@ class Foreman:
     def _finished(self, scene: _Scene, done: Done, answer: Answer) -> None:
         # one whose worker died after the receipt was written is done, only not known
         known = scene.row.fingerprint == done.fingerprint
-        state: Good = "skipped" if done.skipped and known else "done"
+        needless = done.skipped and (known or not done.outputs)
+        state: Good = "skipped" if needless else "done"
         self.ledger.done(
             scene.row.id,
             fingerprint=done.fingerprint,

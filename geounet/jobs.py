@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from geounet import __version__
+from geounet.errors import RasterError
 from geounet.inference import best_precision, resolve_device
 from geounet.model import sha256_of
 from geounet.pipeline import (
@@ -92,6 +93,12 @@ class Done:
     """Of the scene's own grid."""
     blocks: int
     skipped: bool
+
+
+NOTHING = Done(
+    fingerprint="", features={}, outputs={}, pixels=0, blocks=0, skipped=True
+)
+"""What there is to do for a scene outside the area of interest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +208,12 @@ def begin_scene(job: Job) -> Done | Plan:
         GeounetError: it cannot be done.
         Interrupted: it was not finished, as asked.
     """
-    work = plan(job.path, job.output, recipe=job.recipe, stem=job.stem)
+    try:
+        work = plan(job.path, job.output, recipe=job.recipe, stem=job.stem)
+    except RasterError as error:
+        if error.code == "AOI_OUTSIDE":
+            return NOTHING
+        raise
     if work.up_to_date and not job.overwrite:
         return _done(work, skipped(work))
     if job.reduction:

@@ -254,7 +254,7 @@ def _stem(found: _Found, origin: str, digits: int) -> str:
     reserved = _is_ours(found.folder, found.stem)
     if found.problem or reserved or _WHOLE_HASH.search(_key(found.stem)):
         digits = max(digits, _LONGER[0])
-    return _safe_stem(found.stem, origin, digits)
+    return safe_stem(found.stem, origin, digits)
 
 
 def _is_ours(folder: str, stem: str) -> bool:
@@ -309,7 +309,8 @@ def _key(name: str) -> str:
     return unicodedata.normalize("NFD", folded)
 
 
-def _safe_stem(name: str, origin: str = "", digits: int = 0) -> str:
+def safe_stem(name: str, origin: str = "", digits: int = 0) -> str:
+    """Return a name for outputs that every file system takes; see `_safe`."""
     return _safe(name, origin, longest=LONGEST_STEM, digits=digits)
 
 
@@ -721,7 +722,7 @@ def _again(
     taken: set[str] = set()
     for row in rows:
         path, problem = _pointed(row["path"], base)
-        folder, stem = _safe_folder(row["folder"]), _safe_stem(row["stem"])
+        folder, stem = _safe_folder(row["folder"]), safe_stem(row["stem"])
         changed = (folder, stem) != (row["folder"], row["stem"])
         key = _key(f"{folder}/{stem}")
         if changed or key in taken or _is_ours(folder, stem):
@@ -863,21 +864,23 @@ def _data_of(item: Mapping[str, Any]) -> dict[str, str]:
     tiffs = {
         key: asset
         for key, asset in (assets.items() if isinstance(assets, dict) else ())
-        if isinstance(asset, dict) and _is_geotiff(asset)
+        if isinstance(asset, dict) and is_geotiff(asset)
     }
-    data = {key for key in tiffs if "data" in _roles(tiffs[key])}
+    data = {key for key in tiffs if "data" in roles_of(tiffs[key])}
     shown = {"thumbnail", "overview", "metadata"}
-    rest = {key for key in tiffs if not shown & set(_roles(tiffs[key]))}
+    rest = {key for key in tiffs if not shown & set(roles_of(tiffs[key]))}
     chosen = {"visual"} if "visual" in tiffs else data or rest
     return {key: tiffs[key]["href"] for key in tiffs if key in chosen}
 
 
-def _roles(asset: Mapping[str, Any]) -> list[str]:
+def roles_of(asset: Mapping[str, Any]) -> list[str]:
+    """Return the roles of a STAC asset."""
     roles = asset.get("roles")
     return [str(role) for role in roles] if isinstance(roles, list) else []
 
 
-def _is_geotiff(asset: Mapping[str, Any]) -> bool:
+def is_geotiff(asset: Mapping[str, Any]) -> bool:
+    """Tell whether a STAC asset has a place, and is a GeoTIFF by name or type."""
     href, media = _text(asset, "href"), _text(asset, "type").lower()
     suffix = os.path.splitext(href.partition("?")[0])[1].lower()  # noqa: PTH122
     named = suffix in SUFFIXES or media.startswith(("image/tiff", "image/vnd.stac.geo"))

@@ -13,9 +13,9 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import (
@@ -24,20 +24,31 @@ from pydantic import (
     Field,
     field_serializer,
     field_validator,
+    model_validator,
 )
 
+from geounet.bands import called, check_count, meanings, one_kind, select_bands
 from geounet.blending import check_overlap
 from geounet.classes import ClassEntry, ClassTable
-from geounet.errors import ConfigError, CRSError, ModelError
+from geounet.clipping import (
+    Area,
+    BBox,
+    Clip,
+    area_of_bbox,
+    clip_of,
+    lay_view,
+    read_area,
+)
+from geounet.composites import Composite, Origin, open_origin
+from geounet.errors import ConfigError, CRSError, ModelError, TilingError
+from geounet.foreign import onnx_device
 from geounet.formats import FORMATS, format_of
-from geounet.inference import Engine, best_precision, resolve_device
+from geounet.inference import Engine, precision_for, resolve_device
 from geounet.model import (
     DEFAULT_MODEL,
     Card,
-    find_model,
     load_card,
     load_model,
-    select_bands,
     sha256_of,
 )
 from geounet.progress import printable
@@ -49,8 +60,11 @@ from geounet.raster import (
     parse_crs,
 )
 from geounet.recipes import checked, find_recipe, read_table
+from geounet.remote import Address
 from geounet.rules import FeatureTable
-from geounet.tiling import TileGrid
+from geounet.shelf import find_native
+from geounet.stretching import Scale, checked_scale, takes
+from geounet.tiling import Tile, TileGrid
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +92,18 @@ class Recipe(BaseModel):
 
     model: str = DEFAULT_MODEL
     """A file, or the name of a shipped model."""
-    bands: tuple[int, ...] | None = None
+    bands: tuple[int, ...] | tuple[str, ...] | None = None
+    """Numbers from 1, or names, in the model's order."""
     classes: tuple[str, ...] | None = None
-    scale: tuple[float, float] | None = None
+    scale: Scale | None = None
     nodata: Literal["auto", "none"] | float = "auto"
+    aoi: str | None = None
+    """A vector file whose polygons are what is wanted of a scene."""
+    bbox: BBox | None = None
+    """The same as west, south, east, north, in ``bbox_crs``."""
+    bbox_crs: str | None = None
+    area: Area | None = None
+    """What ``aoi`` or ``bbox`` is, once it has been looked at: `with_area`."""
     assume_crs: str | None = None
     allow_driver: tuple[str, ...] = ()
     """Formats that are read beside GeoTIFF, by GDAL's names; `DRIVER_RISKS`."""
@@ -94,7 +116,8 @@ class Recipe(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     tile_size: int | None = Field(None, ge=1, le=LARGEST_TILE)
-    blend: Literal["crop", "hann", "linear"] = "crop"
+    blend: Literal["crop", "hann", "linear"] | None = None
+    """None for what suits the model: crop if it is exact, else hann."""
     overlap: int | None = Field(None, ge=0, le=LARGEST_TILE)
     """Pixels that blended tiles share with the next; even."""
     tta: Literal["none", "d4"] = "none"
@@ -105,10 +128,22 @@ class Recipe(BaseModel):
     scheduler: str | None = None
     features: dict[str, FeatureTable] = {}
 
-    @field_validator("model", mode="before")
+    @field_validator("model", "aoi", mode="before")
     @classmethod
     def _as_text(cls, model: Any) -> Any:
         return str(model) if isinstance(model, Path) else model
+
+    @model_validator(mode="after")
+    def _of_one_area(self) -> Self:
+        if self.aoi is not None and self.bbox is not None:
+            raise ValueError("give aoi or bbox, and not both")
+        if self.bbox_crs is not None and self.bbox is None:
+            raise ValueError("bbox_crs is for a bbox")
+        return self
+
+    @field_serializer("area", when_used="json")
+    def _by_digest(self, area: Area | None) -> str | None:
+        return area.digest if area else None
 
     @field_validator("classes")
     @classmethod
@@ -124,14 +159,15 @@ class Recipe(BaseModel):
             raise ValueError(f"only {', '.join(DRIVER_RISKS)} can be allowed")
         return drivers
 
+    @field_validator("bands", mode="before")
+    @classmethod
+    def _of_one_kind(cls, bands: Any) -> Any:
+        return one_kind(bands) if isinstance(bands, list | tuple) else bands
+
     @field_validator("scale")
     @classmethod
-    def _ascending(
-        cls, scale: tuple[float, float] | None
-    ) -> tuple[float, float] | None:
-        if scale and not -math.inf < scale[0] < scale[1] < math.inf:
-            raise ValueError("must be the darkest value, then a greater one")
-        return scale
+    def _ascending(cls, scale: Scale | None) -> Scale | None:
+        return checked_scale(scale) if scale else scale
 
     @field_serializer("nodata", when_used="json")
     def _as_json(self, nodata: str | float) -> str | float:
@@ -152,7 +188,14 @@ class Recipe(BaseModel):
         beside = path.parent / recipe.model  # a model file is named from the recipe's
         if beside.is_file():
             recipe = recipe.model_copy(update={"model": str(beside)})
+        if recipe.aoi and (path.parent / recipe.aoi).is_file():
+            recipe = recipe.model_copy(update={"aoi": str(path.parent / recipe.aoi)})
         return recipe
+
+    def bands_wanted(self, card: Card) -> tuple[str, ...]:
+        """Return the names by which bands are chosen among files."""
+        names = [band for band in self.bands or () if isinstance(band, str)]
+        return tuple(names) or card.band_names
 
     def with_options(self, **options: Any) -> Recipe:
         """Return the recipe with some options replaced; None leaves one as it is.
@@ -162,6 +205,9 @@ class Recipe(BaseModel):
         """
         given = {key: value for key, value in options.items() if value is not None}
         set_before = self.model_dump(exclude_unset=True)
+        if given.keys() & {"aoi", "bbox", "bbox_crs"}:
+            for name in ("aoi", "bbox", "area"):  # one stands in place of another
+                set_before.pop(name, None)
         return checked(Recipe, set_before | given, source="options")
 
     def deciding(self) -> dict[str, Any]:
@@ -169,11 +215,13 @@ class Recipe(BaseModel):
 
         Where the work is spread does not, nor does which scenes are accepted; the
         model counts by its hash, whatever its path, and the device by what it turned
-        out to be.
+        out to be. An area counts by its geometry, whatever file it came in.
         """
         apart = {"workers", "processes", "threads", "scheduler"}
         apart |= {"allow_driver", "max_pixels"}
         apart |= {"model", "device", "precision"}
+        apart |= {"aoi", "bbox", "bbox_crs"}
+        apart |= {"area"} if self.area is None else set()
         return self.model_dump(mode="json", exclude=apart)
 
 
@@ -184,7 +232,24 @@ def make_recipe(pipeline: str | Path | None, options: Mapping[str, Any]) -> Reci
         ConfigError: no such recipe, or a key or value that is not allowed.
     """
     recipe = Recipe.load(pipeline) if pipeline else Recipe()
-    return recipe.with_options(**options)
+    return with_area(recipe.with_options(**options))
+
+
+def with_area(recipe: Recipe) -> Recipe:
+    """Return a recipe that holds the geometry of its area of interest, if it has one.
+
+    The file is read once, however many scenes and processes follow.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no polygon.
+        CRSError: no such CRS.
+    """
+    if recipe.area is None and recipe.aoi is not None:
+        return recipe.model_copy(update={"area": read_area(recipe.aoi)})
+    if recipe.area is None and recipe.bbox is not None:
+        area = area_of_bbox(recipe.bbox, recipe.bbox_crs)
+        return recipe.model_copy(update={"area": area})
+    return recipe
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -195,7 +260,7 @@ def check_recipe(recipe: Recipe) -> None:
         CRSError: the CRS to be assumed does not.
         ModelError: the model cannot be loaded, or answers no classes.
     """
-    card = load_card(recipe.model)
+    card = load_card(find_native(recipe.model))
     check_task(card)
     table = class_table(card)
     for name in (*recipe.features, *(recipe.classes or ())):
@@ -217,14 +282,44 @@ def check_tiles(recipe: Recipe) -> None:
         ModelError: there are not as many bands as the model wants, or its weights do
             not fit its card.
     """
-    card = load_model(recipe.model).card
-    lay_grid(1, 1, recipe, **reach(card))
+    card = load_model(find_native(recipe.model)).card
+    lay_grid(1, 1, settled(recipe, card), **reach(card))
     if recipe.bands is not None:
-        select_bands(card, recipe.bands, available=recipe.bands, name="a scene")
+        check_count(card.band_names, recipe.bands, model=card.name)
+
+
+def settled(recipe: Recipe, card: Card) -> Recipe:
+    """Return a recipe in which the model has decided what was left to it.
+
+    It is said once in a process that a model cannot be exact, and why.
+    """
+    exact = card.reach is None or card.reach.exact
+    if not exact:
+        tell_of_seams(card.name, card.reach.reasons if card.reach else ())
+    usual: Literal["crop", "hann"] = "crop" if exact else "hann"
+    return recipe.model_copy(update={"blend": recipe.blend or usual})
+
+
+@cache
+def tell_of_seams(name: str, reasons: tuple[str, ...]) -> None:
+    """Say once in a process of a model that its tiles cannot equal the whole scene."""
+    logger.warning(
+        "model %s cannot be exact: tiles differ from one pass over the whole scene, "
+        "and are faded into each other unless --blend says otherwise (%s)",
+        name,
+        "; ".join(reasons) or "for reasons that are not known",
+    )
 
 
 def reach(card: Card) -> dict[str, int]:
-    """Return the stride and the halo of a card's network, in pixels."""
+    """Return how tiles must be cut for a card's network, as `lay_grid` takes it.
+
+    That is its stride and halo in pixels, and the side of its only tile if it has one.
+    """
+    if card.reach is not None:
+        only = {"only_tile": card.reach.tile_size} if card.reach.tile_size else {}
+        held = {"largest_core": BLENDED_TILE}  # its activations are held whole
+        return {"stride": card.reach.stride, "halo": card.reach.halo, **held, **only}
     with torch.device("meta"):  # its layout alone: no weights are made
         network = card.network()
     return {"stride": network.stride, "halo": network.halo}
@@ -264,6 +359,8 @@ class Plan:
     fingerprint: str
     up_to_date: bool
     """Whether the outputs are there, made from the same input and parameters."""
+    clip: Clip | None = None
+    """Which pixels of the scene are wanted; all, unless there is an area."""
 
     def path(self, ending: str) -> Path:
         """Return the path of an output, ``<stem><ending>`` in the output folder."""
@@ -308,12 +405,21 @@ class Plan:
         """
         return self.output / f".{self.stem}.parts" / fingerprint(self.made_from)[:12]
 
+    @property
+    def busy_blocks(self) -> list[Tile]:
+        """The blocks of which something is wanted: these are read."""
+        clip = self.clip
+        return [b for b in self.blocks if clip is None or clip.inside(b.core).any()]
+
     def describe(self) -> str:
         """Say in a few lines what would be done."""
         scene, grid = self.scene, self.grid
         pixels = f"{scene.source_width} x {scene.source_height} px"
         if scene.resampled:
             pixels += f", read as {scene.width} x {scene.height}"
+        if self.clip:
+            whole = scene.uncropped
+            pixels += f", of {whole.source_width} x {whole.source_height}"
         tall, wide = grid.tile_shape
         lines = [
             f"{printable(scene.path.name)}: {pixels} at {scene.ground_size or 0:.2f} m",
@@ -334,13 +440,22 @@ class Plan:
 
 
 def plan(
-    scene: str | Path,
+    scene: Origin,
     output: str | Path,
     *,
     recipe: Recipe,
     stem: str | None = None,
+    remote: bool = False,
 ) -> Plan:
     """Read the header and the card, lay the grid, and compare with what is there.
+
+    Args:
+        scene: a GeoTIFF, or if ``remote`` its address; or what is to be put together.
+        output: folder for the outputs.
+        recipe: what to do.
+        stem: what names of outputs begin with; the scene's own unless given.
+        remote: whether ``scene`` may be an address: it may where a user named it, and
+            not where a list or a catalogue did, which may be anybody's.
 
     Raises:
         RasterError: the scene cannot be opened.
@@ -350,31 +465,34 @@ def plan(
         TilingError: the tile size does not fit the model.
     """
     check_recipe(recipe)
-    recipe = recipe.with_options(format=format_of(recipe.format))
-    model = find_model(recipe.model)
+    recipe = with_area(recipe.with_options(format=format_of(recipe.format)))
+    model = find_native(recipe.model)
     card = load_card(model)
     table = class_table(card)
     shown = table.restricted_to(recipe.classes or table.names)
     featured = table.restricted_to(recipe.classes or vectorized_classes(card))
-    opened = Scene.open(
+    opened = open_origin(
         scene,
-        assume_crs=recipe.assume_crs,
-        nodata=recipe.nodata,
-        drivers=("GTiff", *recipe.allow_driver),
-        max_pixels=recipe.max_pixels,
+        partial(open_file, recipe=recipe, remote=remote),
+        bands=recipe.bands_wanted(card),
+        visual=card.dtype == "uint8" and recipe.scale is None,
     )
+    if isinstance(opened, Composite):
+        opened.check_size(recipe.max_pixels)
     check_colors(opened)
     bands = select_bands(
-        card,
+        card.band_names,
         recipe.bands,
-        available=opened.image_bands,
+        opened,
+        model=card.name,
         name=printable(opened.path.name),
     )
-    tell_of_other_bands(opened, card, bands)
+    tell_of_bands(opened, card, bands, asked=recipe.bands is not None)
     check_values(opened, card, recipe)
     working = fit_ground_size(opened, card, allow=recipe.allow_gsd)
-    engine = make_engine(model, recipe)
-    grid = lay_grid(working.height, working.width, recipe, **reach(card))
+    recipe = settled(recipe, card)
+    engine = make_engine(model, card, recipe)
+    working, grid, clip = clipped(working, recipe, card)
     blocks = grid.blocks(max(1, LARGEST_CORE // max(grid.core_shape)))
     made_from = {
         "input": input_identity(opened),
@@ -385,6 +503,8 @@ def plan(
         "device": engine.device,
         "epoch": NUMERICS_EPOCH,
     }
+    if recipe.bands is None and bands != opened.image_bands[: len(bands)]:
+        made_from["bands"] = bands  # before names were read, these were the first
     draft = Plan(
         scene=working,
         recipe=recipe,
@@ -401,8 +521,51 @@ def plan(
         made_from=made_from,
         fingerprint=fingerprint(made_from),
         up_to_date=False,
+        clip=clip,
     )
     return replace(draft, up_to_date=is_up_to_date(draft))
+
+
+def clipped(
+    scene: Scene, recipe: Recipe, card: Card
+) -> tuple[Scene, TileGrid, Clip | None]:
+    """Return what is wanted of a scene, its tile grid, and which pixels are wanted.
+
+    Raises:
+        RasterError: the area of interest misses the scene.
+        ConfigError: the mask is wanted on pixels that the area cuts.
+        TilingError: the tile size does not fit the model.
+    """
+
+    def lay(height: int, width: int) -> TileGrid:
+        return lay_grid(height, width, recipe, **reach(card))
+
+    if recipe.area is None:
+        return scene, lay(scene.height, scene.width), None
+    if recipe.native and scene.resampled:
+        raise ConfigError(
+            f"{printable(scene.path.name)}: with an area of interest the mask is "
+            f"written on the model's pixels of {card.ground_size:g} m only; leave out "
+            "--native"
+        )
+    clip = clip_of(recipe.area, scene)
+    view, grid = lay_view(clip, scene, lay)
+    return view, grid, clip.seen_from(view.row_off, view.col_off)
+
+
+def open_file(path: str | Path, *, recipe: Recipe, remote: bool) -> Scene:
+    """Open one file, or if ``remote`` an address, as a recipe says."""
+    opened = partial(
+        Scene.open,
+        path,
+        assume_crs=recipe.assume_crs,
+        nodata=recipe.nodata,
+        drivers=("GTiff", *recipe.allow_driver),
+        max_pixels=recipe.max_pixels,
+        remote=remote,
+    )
+    address = Address.of(path) if remote else None
+    return address.persistently(opened) if address else opened()
 
 
 def class_table(card: Card) -> ClassTable:
@@ -449,44 +612,58 @@ def check_colors(scene: Scene) -> None:
         )
 
 
-def tell_of_other_bands(scene: Scene, card: Card, bands: Sequence[int]) -> None:
-    """Warn where a scene calls a band otherwise than the model that is fed with it.
+def tell_of_bands(
+    scene: Scene, card: Card, bands: Sequence[int], *, asked: bool
+) -> None:
+    """Warn where bands are not what one would think.
 
-    Only names that mean a band count: those of the model, and the usual colors.
+    That is those that were found by name and are not the first ones; or were asked for
+    and are known to be others than the model wants.
     """
-    wanted = [band.name.casefold() for band in card.bands]
-    found = [name.casefold() for name in band_names(scene, bands)]
-    known = {*wanted, "red", "green", "blue", "nir"}
-    if any(f in known and f != w for f, w in zip(found, wanted, strict=True)):
+    names, numbers = called(scene, bands), ", ".join(map(str, bands))
+    if not asked:
+        if tuple(bands) != scene.image_bands[: len(bands)]:
+            logger.warning(
+                "%s: bands %s feed model %s, since the file calls them %s; choose "
+                "others with --bands",
+                printable(scene.source),
+                numbers,
+                card.name,
+                ", ".join(map(printable, names)),
+            )
+        return
+    known = meanings(scene, name=scene.path.name)
+    pairs = zip(bands, names, card.band_names, strict=True)
+    if any(
+        known.get(band, "") not in {"", wanted.casefold()}
+        and name.casefold() != wanted.casefold()
+        for band, name, wanted in pairs
+    ):
         logger.warning(
             "%s: bands %s are called %s, and model %s wants %s; choose others with "
             "--bands",
-            printable(scene.path),
-            ", ".join(map(str, bands)),
-            ", ".join(map(printable, found)),
+            printable(scene.source),
+            numbers,
+            ", ".join(map(printable, names)),
             card.name,
-            ", ".join(wanted),
+            ", ".join(card.band_names),
         )
-
-
-def band_names(scene: Scene, bands: Sequence[int]) -> list[str]:
-    """Return what a file calls some of its bands: its words, or else their colors."""
-    return [scene.descriptions[b - 1] or scene.colors[b - 1] for b in bands]
 
 
 def check_values(scene: Scene, card: Card, recipe: Recipe) -> None:
     """Refuse pixel values whose meaning for the model nobody knows.
 
     Raises:
-        ModelError: not uint8 and no ``scale``.
+        ModelError: of another dtype than the model takes, and no ``scale``.
     """
-    if scene.dtype == "uint8" or recipe.scale:
+    if takes(card, scene.dtype) or recipe.scale or card.percentiles:
         return
     low, high = card.value_range
     raise ModelError(
         f"{printable(scene.path.name)} has {scene.dtype} pixels and model {card.name} "
-        f"was trained on {low:g} to {high:g}; say which values are darkest and "
-        "brightest with --scale LOW,HIGH, for instance --scale 0,3000",
+        f"was trained on {card.dtype}, {low:g} to {high:g}; say which values are "
+        "darkest and brightest with --scale LOW,HIGH, for instance --scale 0,3000, or "
+        "let the scene say it: --scale 2%,98%",
         code="RANGE",
     )
 
@@ -515,20 +692,49 @@ def fit_ground_size(scene: Scene, card: Card, *, allow: bool) -> Scene:
     return scene.resampled_to(card.ground_size)
 
 
-def make_engine(model: Path, recipe: Recipe) -> Engine:
-    """Decide device and precision once, so that every worker uses the same."""
-    device = resolve_device(recipe.device)
+def make_engine(model: Path, card: Card, recipe: Recipe) -> Engine:
+    """Decide device and precision once, so that every worker uses the same.
+
+    Raises:
+        ConfigError: CUDA was asked for and there is none, or a precision that an ONNX
+            graph has not.
+    """
+    device = device_for(card, recipe)
     chosen = recipe.precision
+    if card.architecture.kind == "onnx" and chosen not in {"auto", "float32"}:
+        raise ConfigError(
+            f"precision: model {card.name} is an ONNX graph, which computes in what it "
+            f"was exported in; got {chosen}, leave it out"
+        )
     return Engine(
         model=model.absolute(),
         sha256=sha256_of(model),
         device=device,
-        precision=best_precision(device) if chosen == "auto" else chosen,
-        batch_size=recipe.batch_size,
-        blend=recipe.blend,
+        precision=precision_for(card, device) if chosen == "auto" else chosen,
+        batch_size=(card.reach and card.reach.batch_size) or recipe.batch_size,
+        blend=settled(recipe, card).blend or "crop",
         tta=recipe.tta,
         threads=choose_lanes(recipe, device).threads,
     )
+
+
+def device_for(card: Card, recipe: Recipe) -> str:
+    """Return the device that a model runs on.
+
+    Raises:
+        ConfigError: CUDA was asked for, and it or the model cannot.
+    """
+    device = resolve_device(recipe.device)
+    if card.architecture.kind != "onnx":
+        return device
+    found = onnx_device(device)
+    if recipe.device == "cuda" != found:
+        raise ConfigError(
+            "the ONNX Runtime that is installed has no CUDA; use --device cpu, or "
+            "install onnxruntime-gpu in its place",
+            code="NO_GPU",
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -574,16 +780,33 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 def lay_grid(
-    height: int, width: int, recipe: Recipe, *, stride: int, halo: int
+    height: int,
+    width: int,
+    recipe: Recipe,
+    *,
+    stride: int,
+    halo: int,
+    only_tile: int | None = None,
+    largest_core: int = LARGEST_CORE,
 ) -> TileGrid:
     """Return the tile grid of a scene, fitted to it unless a tile size is given.
+
+    Args:
+        height: rows of the scene.
+        width: columns of the scene.
+        recipe: which says whether tiles are blended, and their size.
+        stride: of the model.
+        halo: of the model.
+        only_tile: side of the only tile that the model takes, if there is one.
+        largest_core: longest side of a core that memory allows.
 
     Raises:
         ConfigError: an overlap that is odd, or given without blending.
         TilingError: the tile size does not fit the model.
     """
     raster = {"height": height, "width": width, "stride": stride}
-    if recipe.blend != "crop":
+    recipe = recipe.model_copy(update={"tile_size": _tile_size(recipe, only_tile)})
+    if recipe.blend in {"hann", "linear"}:
         return blended_grid(recipe, raster, halo)
     if recipe.overlap is not None:
         raise ConfigError(
@@ -591,8 +814,17 @@ def lay_grid(
             f"tiles overlap, here {2 * halo} px"
         )
     if recipe.tile_size is None:
-        return TileGrid.fitted(**raster, halo=halo, largest_core=LARGEST_CORE)
+        return TileGrid.fitted(**raster, halo=halo, largest_core=largest_core)
     return TileGrid(**raster, tile_size=recipe.tile_size, halo=halo)
+
+
+def _tile_size(recipe: Recipe, only: int | None) -> int | None:
+    if only is not None and recipe.tile_size not in {None, only}:
+        raise TilingError(
+            f"the model takes tiles of {only} px and no others, got --tile-size "
+            f"{recipe.tile_size}; leave it out"
+        )
+    return only or recipe.tile_size
 
 
 def blended_grid(recipe: Recipe, raster: dict[str, int], halo: int) -> TileGrid:
@@ -604,7 +836,8 @@ def blended_grid(recipe: Recipe, raster: dict[str, int], halo: int) -> TileGrid:
             f"overlap must be a multiple of {step} px, two strides of the model; got "
             f"{overlap}; use {-(-overlap // step) * step}"
         )
-    tile_size = recipe.tile_size or max(BLENDED_TILE, 2 * overlap)
+    least = max(BLENDED_TILE, 2 * overlap)
+    tile_size = recipe.tile_size or -(-least // raster["stride"]) * raster["stride"]
     grid = TileGrid(**raster, tile_size=tile_size, halo=overlap // 2)
     check_overlap(grid)
     return grid
@@ -613,13 +846,26 @@ def blended_grid(recipe: Recipe, raster: dict[str, int], halo: int) -> TileGrid:
 def input_identity(scene: Scene) -> dict[str, Any]:
     """Return what tells one input from another: path, size and time of change.
 
-    Of the file, and of those beside it that say what it does not say itself.
+    Of the file, and of those beside it that say what it does not say itself. Of an
+    address what its server says; see `Address.identity`.
 
     Raises:
         OSError: one of them cannot be looked at.
     """
+    scene = scene.uncropped
+    if isinstance(scene, Composite):
+        return _identity_of_parts(scene)
+    if scene.address:
+        return scene.address.identity()
     beside = [_identity_of_file(path) for path in scene.sidecars]
     return _identity_of_file(scene.path) | ({"sidecars": beside} if beside else {})
+
+
+def _identity_of_parts(scene: Composite) -> dict[str, Any]:
+    parts = [input_identity(part.scene) | {"bands": part.bands} for part in scene.parts]
+    changed = [part["mtime_ns"] for part in parts if "mtime_ns" in part]
+    newest = {"mtime_ns": max(changed)} if changed else {}
+    return {"path": str(scene.path), "parts": parts} | newest
 
 
 def _identity_of_file(path: Path) -> dict[str, Any]:

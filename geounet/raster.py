@@ -35,9 +35,9 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -59,6 +59,8 @@ from rasterio.io import DatasetReader
 from geounet.errors import CRSError, GeounetError, OutputError, RasterError
 from geounet.progress import printable
 from geounet.recovery import advised
+from geounet.remote import Address, without_secrets
+from geounet.remote import settings as remote_settings
 from geounet.tiling import Window
 
 logger = logging.getLogger(__name__)
@@ -69,6 +71,8 @@ MAX_BLOCK_BYTES = 256 * 2**20
 
 _BLOCKS_LOOKED_AT = 256  # of a file, to see whether it is all there
 
+Source = Path | Address
+"""Where the bytes of a raster are."""
 Nodata = Literal["auto", "none"] | float
 MaskedBy = Literal["nodata", "mask", "alpha", "collar", "nothing"]
 
@@ -272,6 +276,8 @@ class Scene:
     sidecars: tuple[Path, ...]
     """Files beside it that say what it does not say itself: where it lies, which value
     is nodata, or, a .msk file, where there is imagery."""
+    address: Address | None = None
+    """Where it is, if that is no file here; ``path`` is then for its name alone."""
 
     @classmethod
     def open(
@@ -284,6 +290,7 @@ class Scene:
         drivers: Sequence[str] = ("GTiff",),
         max_pixels: int = MAX_PIXELS,
         collar: bool = True,
+        remote: bool = False,
     ) -> Self:
         """Read a scene's header, and its border if that may be an undeclared collar.
 
@@ -298,7 +305,7 @@ class Scene:
         say is taken from a world file or an .aux.xml beside it, and the log says so.
 
         Args:
-            path: a local file.
+            path: a local file, or an address if ``remote``.
             assume_crs: CRS of a file that names none, e.g. "EPSG:32633". A CRS in the
                 file is believed, one beside it is not.
             nodata: "auto" as above; "none" to trust every pixel but NaN; or the one
@@ -308,29 +315,38 @@ class Scene:
             drivers: GDAL drivers that may open it.
             max_pixels: most pixels accepted.
             collar: whether to look for one.
+            remote: whether ``path`` may be an address, of which only the GTiff driver
+                opens a file, and nothing beside it is looked at; see `Address`.
 
         Raises:
             RasterError: the file is missing, damaged, too large, or of a format or
                 dtype that is not accepted.
             CRSError: it is not placed on the ground, and must be.
         """
-        _check_name(str(path))
-        path = Path(path).absolute()
-        _check_name(str(path))
-        _check_file(path, drivers)
+        source: Source
+        if address := Address.of(path) if remote else None:
+            address.forget()
+            path, source, drivers = address.path, address, ("GTiff",)
+        else:
+            _check_name(str(path))
+            path = source = Path(path).absolute()
+            _check_name(str(path))
+        _check_file(source, drivers)
         assumed = parse_crs(assume_crs) if assume_crs else None
-        with _gdal("open", path, _WHAT_A_BAD_HEADER_RAISES):
-            masks = _check_masks(path)
-            driver, src = _open_first(path, drivers)
+        with _gdal("open", source, _WHAT_A_BAD_HEADER_RAISES):
+            masks = _check_masks(source)
+            driver, src = _open_first(source, drivers)
             with src:
-                _check_limits(src, path, max_pixels)
-                _check_complete(src, path)
-                _tell_of_others(src, path)
-                told, sidecars = _told(src, path, assumed)
-                ground_size = _ground_size(told, src)
+                _check_limits(src, source, max_pixels)
+                _check_complete(src, source)
+                _tell_of_others(src, source)
+                told, sidecars = _told(src, source, assumed)
+                ground_size = ground_size_of(
+                    told.crs, told.transform, height=src.height, width=src.width
+                )
                 if georeferenced:
-                    _check_georeferenced(src, path, told)
-                    _check_ground_size(path, ground_size)
+                    _check_georeferenced(src, source, told)
+                    _check_ground_size(source, ground_size)
                 masked_by, values, found = _validity_of(
                     src, told.nodata, nodata, collar=collar
                 )
@@ -353,7 +369,13 @@ class Scene:
                     nodata_values=values,
                     collar=found,
                     sidecars=(*sidecars, *(masks if masked_by == "mask" else ())),
+                    address=address,
                 )
+
+    @property
+    def source(self) -> Source:
+        """What is opened, and what is shown: the address, or else the path."""
+        return self.address or self.path
 
     @property
     def image_bands(self) -> tuple[int, ...]:
@@ -379,7 +401,7 @@ class Scene:
         """
         if self.ground_size is None:
             raise CRSError(
-                f"{printable(self.path)}: cannot be resampled to {ground_size} m, "
+                f"{printable(self.source)}: cannot be resampled to {ground_size} m, "
                 "since the ground size of its pixels is not known; assign a CRS with "
                 "--assume-crs EPSG:...",
                 code="CRS_UNKNOWN",
@@ -399,6 +421,56 @@ class Scene:
             transform=Affine(a * right, b * down, c, d * right, e * down, f),
             ground_size=self.ground_size * math.sqrt(down * right),
         )
+
+    @property
+    def uncropped(self) -> Scene:
+        """The whole scene, of which this may be a part."""
+        return self
+
+    @property
+    def on_own_pixels(self) -> Scene:
+        """The whole scene as it is in its file, whatever grid it is worked on."""
+        whole = self.uncropped
+        return replace(
+            whole,
+            height=whole.source_height,
+            width=whole.source_width,
+            transform=whole.source_transform,
+        )
+
+    def cropped(self, window: Window) -> Cropped:
+        """Return a part of this scene as a scene: see `Cropped`.
+
+        Results on it equal those on the whole scene where the window's upper left lies
+        on the model's stride.
+
+        Args:
+            window: in working pixels, and inside the scene.
+
+        Raises:
+            RasterError: it is not.
+        """
+        (top, bottom), (left, right) = window.ranges
+        if not (0 <= top < bottom <= self.height and 0 <= left < right <= self.width):
+            raise RasterError(
+                f"{printable(self.source)}: has {self.height} x {self.width} pixels, "
+                f"and rows {top} to {bottom}, columns {left} to {right} are not all "
+                "there",
+                code="AOI_OUTSIDE",
+            )
+        rows = _source_span(range(top, bottom), self.height, self.source_height)
+        cols = _source_span(range(left, right), self.width, self.source_width)
+        inherited = {each.name: getattr(self, each.name) for each in fields(Scene)}
+        placed = {
+            "height": window.height,
+            "width": window.width,
+            "source_height": len(rows),
+            "source_width": len(cols),
+            "transform": self.transform * Affine.translation(left, top),
+            "source_transform": self.source_transform
+            * Affine.translation(cols.start, rows.start),
+        }
+        return Cropped(**inherited | placed, whole=self, row_off=top, col_off=left)
 
     def read(
         self, window: Window, bands: Sequence[int]
@@ -429,9 +501,13 @@ class Scene:
         rows = _mirrored(*window.ranges[0], self.height)
         cols = _mirrored(*window.ranges[1], self.width)
         inner = range(rows.min(), rows.max() + 1), range(cols.min(), cols.max() + 1)
-        with _gdal("read", self.path), self._opened() as src:
-            read = self._read_resampled if self.resampled else self._read_source
-            pixels, valid = read(src, *inner, bands)
+
+        def read() -> tuple[NDArray[Any], NDArray[np.bool_]]:
+            with reading(self.source), self.opened() as src:
+                read = self._read_resampled if self.resampled else self.read_source
+                return read(src, *inner, bands)
+
+        pixels, valid = self.address.persistently(read) if self.address else read()
         if window.ranges == tuple((span.start, span.stop) for span in inner):
             return pixels, valid
         rows, cols = rows - inner[0].start, cols - inner[1].start
@@ -441,25 +517,38 @@ class Scene:
         for band in bands:
             if not 1 <= band <= self.count:
                 raise RasterError(
-                    f"{printable(self.path)}: has bands 1 to {self.count}, got {band}",
+                    f"{printable(self.source)}: has bands 1 to {self.count}, got "
+                    f"{band}",
                     code="BANDS",
                 )
             if self.colors[band - 1] == "alpha":
                 raise RasterError(
-                    f"{printable(self.path)}: band {band} is alpha, which is no image; "
-                    f"if it is one, run gdal_edit.py -colorinterp_{band} undefined",
+                    f"{printable(self.source)}: band {band} is alpha, which is no "
+                    "image; if it is one, run gdal_edit.py "
+                    f"-colorinterp_{band} undefined",
                     code="BANDS",
                 )
 
-    def _opened(self) -> DatasetReader:
+    def opened(self) -> AbstractContextManager[Any]:
+        """Return what `read_source` reads from, open; to be closed by the caller."""
         unplaced = self.source_transform == Affine.identity() or self.sidecars
         opened = _open_quietly if unplaced else _open_dataset
-        return opened(self.path, self.driver)
+        return opened(self.source, self.driver)  # type: ignore[no-any-return]
 
-    def _read_source(
-        self, src: DatasetReader, rows: range, cols: range, bands: Sequence[int]
+    def read_source(
+        self, src: Any, rows: range, cols: range, bands: Sequence[int]
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Read a window that lies inside the scene, in the file's own pixels."""
+        """Read a window that lies inside the scene, in the file's own pixels.
+
+        Args:
+            src: what `opened` returned.
+            rows: source rows, all of them in the scene.
+            cols: source columns.
+            bands: as in `read`.
+
+        Returns:
+            As `read` does.
+        """
         window = (rows.start, rows.stop), (cols.start, cols.stop)
         extra = _collar_bands(src) if self.collar else ()
         wanted = [*bands, *(band for band in extra if band not in bands)]
@@ -491,7 +580,7 @@ class Scene:
         return void
 
     def _read_resampled(
-        self, src: DatasetReader, rows: range, cols: range, bands: Sequence[int]
+        self, src: Any, rows: range, cols: range, bands: Sequence[int]
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read a window that lies inside the working grid, strip by strip.
 
@@ -512,8 +601,8 @@ class Scene:
 
         def read(strip: range) -> tuple[NDArray[Any], NDArray[np.bool_]]:
             source_rows = _source_span(strip, self.height, self.source_height)
-            with _env():  # rasterio keeps its settings by thread
-                return self._read_source(src, source_rows, source_cols, bands)
+            with _env(self.source):  # rasterio keeps its settings by thread
+                return self.read_source(src, source_rows, source_cols, bands)
 
         with ThreadPoolExecutor(1) as ahead:
             coming = ahead.submit(read, strips[0])
@@ -524,6 +613,58 @@ class Scene:
                 down = _shares(strip, self.height, self.source_height)
                 average(*source, down, across, strip.start - rows.start, pixels, valid)
         return pixels, valid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cropped(Scene):
+    """A part of a scene, around which the rest of it goes on.
+
+    Outside of it there is what the whole scene has there, and only beyond that one's
+    border what is mirrored. Where the scene is resampled, its source pixels are all
+    those that lie, wholly or in part, under its working pixels.
+    """
+
+    whole: Scene
+    row_off: int
+    """Of its first row in the whole scene, in working pixels."""
+    col_off: int
+
+    @property
+    def uncropped(self) -> Scene:
+        """The whole scene."""
+        return self.whole
+
+    @property
+    def resampled(self) -> bool:
+        """Whether the working grid is coarser than the file's own."""
+        return self.whole.resampled
+
+    def read(
+        self, window: Window, bands: Sequence[int]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read as the whole scene does; ``window`` is counted from this part's corner.
+
+        Raises:
+            RasterError: as there.
+        """
+        return self.whole.read(self.of_whole(window), bands)
+
+    def of_whole(self, window: Window) -> Window:
+        """Return where a window of this part is in the whole scene."""
+        row, col = window.row_off + self.row_off, window.col_off + self.col_off
+        return replace(window, row_off=row, col_off=col)
+
+    def resampled_to(self, ground_size: float) -> Scene:
+        """Refuse: the whole scene is resampled, and then cropped.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"resample the whole scene to {ground_size} m, then crop it")
+
+    def cropped(self, window: Window) -> Cropped:
+        """Return a part of this part, of the same whole scene."""
+        return self.whole.cropped(self.of_whole(window))
 
 
 def footprint(scene: Scene) -> tuple[dict[str, Any], list[float]]:
@@ -542,7 +683,7 @@ def footprint(scene: Scene) -> tuple[dict[str, Any], list[float]]:
         lon, lat = to_lonlat.transform(x, y, errcheck=True)
     except pyproj.exceptions.ProjError as error:
         raise CRSError(
-            f"{printable(scene.path)}: cannot be placed in longitude and latitude: "
+            f"{printable(scene.source)}: cannot be placed in longitude and latitude: "
             f"{printable(error)}",
             code="CRS_UNKNOWN",
         ) from error
@@ -1036,20 +1177,42 @@ def _text_of(error: BaseException) -> str:
 @contextmanager
 def _gdal(
     verb: str,
-    path: Path,
+    path: Source,
     raised: tuple[type[BaseException], ...] = _WHAT_GDAL_RAISES,
 ) -> Iterator[None]:
     """Run the body under our GDAL settings; turn what it raises into a RasterError."""
     try:
-        with _env():
+        with _env(path):
             yield
     except GeounetError:
         raise
     except raised as error:
+        if isinstance(path, Address):
+            _raise_alone(_error_of_remote(verb, path, error))
         code = _code_of_input(error, path)
         logger.debug("what GDAL raised", exc_info=error)
         told = advised(_cannot(verb, path, error), code)
         _raise_alone(RasterError(told, code=code))
+
+
+def _error_of_remote(verb: str, address: Address, error: BaseException) -> RasterError:
+    """Return the error for what GDAL raised where an address was opened or read.
+
+    If the server does not answer well now, that is the reason. If it does, bytes were
+    lost on the way, or the file has none that can be decoded: GDAL tells no difference.
+    """
+    text = _text_of(error)
+    code = _code_in(error, text, _IO_CODES)
+    if code is None:
+        try:
+            with _env(address):
+                address.check()
+        except RasterError as trouble:
+            return trouble
+        found = next((code for words, code in _WORDS_OF_INPUT if words in text), "")
+        code = found or ("IO_ERROR" if verb == "read" else RasterError.usual_code)
+        code = "IO_ERROR" if code in {"CORRUPT_BLOCK", "TRUNCATED"} else code
+    return RasterError(advised(_cannot(verb, address, error), code), code=code)
 
 
 def _raise_alone(ours: RasterError) -> NoReturn:
@@ -1065,24 +1228,35 @@ def _raise_alone(ours: RasterError) -> NoReturn:
         raise
 
 
-def _env() -> rasterio.Env:
-    return rasterio.Env(**_SETTINGS)
+def reading(path: Source) -> AbstractContextManager[None]:
+    """Turn what GDAL raises in the body, reading ``path``, into a RasterError."""
+    return _gdal("read", path)
 
 
-def _cannot(verb: str, path: Path, error: BaseException) -> str:
+def _env(source: Source | None = None) -> rasterio.Env:
+    remote = remote_settings() if isinstance(source, Address) else {}
+    return rasterio.Env(**_SETTINGS | remote)
+
+
+def _cannot(verb: str, path: Source, error: BaseException) -> str:
     """Make one line of an error and its causes; rasterio puts the reason there."""
     names = "|".join(re.escape(name) for name in (str(path), path.name))
     # which they say again, and again
     named = re.compile(rf"\A(\s*({names})\s*[:,]|\s*'({names})'\s)+")
     reasons: list[str] = []
     for cause in _chain(error):
-        text = printable(named.sub("", str(cause))) or type(cause).__name__
+        said = str(cause)
+        if isinstance(path, Address):
+            said = without_secrets(path.shown(said))
+        text = printable(named.sub("", said)) or type(cause).__name__
         if "See previous exception" not in text and text not in reasons:
             reasons.append(text)
     return f"cannot {verb} {printable(path)}: {': '.join(reasons)}"
 
 
-def _open_dataset(path: Path, driver: str, **options: Any) -> DatasetReader:
+def _open_dataset(path: Source, driver: str, **options: Any) -> DatasetReader:
+    if isinstance(path, Address):  # with threads GDAL 3.10 does not try again
+        return rasterio.open(path.gdal_name, driver=driver, num_threads=1, **options)
     if driver == "GTiff":  # the others have no such option, and GDAL warns of it
         options["num_threads"] = _decoders(path)
     return rasterio.open(path, driver=driver, **options)
@@ -1102,7 +1276,7 @@ def _bits_reversed(path: Path) -> bool:
     return next(_directories(path), {}).get(266) == 2  # noqa: PLR2004
 
 
-def _directories(path: Path) -> Iterator[dict[int, int]]:
+def _directories(path: Source) -> Iterator[dict[int, int]]:
     """Give the directories of a TIFF, by tag the first value if it lies in there.
 
     One that cannot be parsed ends them: it is for GDAL to complain of.
@@ -1144,7 +1318,7 @@ def available_cores() -> int:
 _QUIET = threading.Lock()
 
 
-def _open_quietly(path: Path, driver: str, **options: Any) -> DatasetReader:
+def _open_quietly(path: Source, driver: str, **options: Any) -> DatasetReader:
     """Open a file that may have no geotransform, of which rasterio would warn.
 
     Filters of warnings belong to the process, hence the lock, and hence this is not
@@ -1155,7 +1329,7 @@ def _open_quietly(path: Path, driver: str, **options: Any) -> DatasetReader:
         return _open_dataset(path, driver, **options)
 
 
-def _open_first(path: Path, drivers: Sequence[str]) -> tuple[str, DatasetReader]:
+def _open_first(path: Source, drivers: Sequence[str]) -> tuple[str, DatasetReader]:
     """Open with the driver whose signature the file has.
 
     rasterio 1.4 takes one driver for reading, not a list.
@@ -1165,7 +1339,7 @@ def _open_first(path: Path, drivers: Sequence[str]) -> tuple[str, DatasetReader]
     return driver, _open_quietly(path, driver)
 
 
-def _first_bytes(path: Path) -> bytes:
+def _first_bytes(path: Source) -> bytes:
     with path.open("rb") as file:
         return file.read(64)
 
@@ -1179,16 +1353,40 @@ def _check_name(name: str) -> None:
     if _NO_PLAIN_NAME.match(name):
         raise RasterError(
             f"{printable(_CREDENTIALS.sub('', name))}: is not the name of a local "
-            "file; copy, download or unpack it first, and name the file",
+            "file; copy, download or unpack it first, and name the file; an address, "
+            "https:// or s3://, is for `geounet run`",
             code="UNSAFE_NAME",
         )
 
 
-def _check_file(path: Path, drivers: Sequence[str]) -> None:
+def _check_file(path: Source, drivers: Sequence[str]) -> None:
     """Look at a file before GDAL does: a FIFO would hang, a VRT would open.
 
     Raises:
         RasterError: it is missing, not a file, empty, unreadable, or of another format.
+    """
+    name = printable(path)
+    if isinstance(path, Address):
+        with _env(path):
+            start = _first_bytes(path)
+    else:
+        start = _start_of_file(path)
+    if not start:
+        raise RasterError(
+            f"{name}: is empty; copy or download it again", code="INPUT_EMPTY"
+        )
+    if not start.startswith(tuple(itertools.chain(*(_MAGIC[d] for d in drivers)))):
+        what, code = _looks_like(start)
+        raise RasterError(
+            f"{name}: is not {' or '.join(drivers)}, but {what}", code=code
+        )
+
+
+def _start_of_file(path: Path) -> bytes:
+    """Return the first bytes of a local file, if it is one.
+
+    Raises:
+        RasterError: it is missing, not a file, or unreadable.
     """
     name = printable(path)
     try:
@@ -1210,15 +1408,7 @@ def _check_file(path: Path, drivers: Sequence[str]) -> None:
     if not stat.S_ISREG(status.st_mode):
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
         raise RasterError(f"{name}: is {what}; give a file", code="NOT_A_FILE")
-    if not start:
-        raise RasterError(
-            f"{name}: is empty; copy or download it again", code="INPUT_EMPTY"
-        )
-    if not start.startswith(tuple(itertools.chain(*(_MAGIC[d] for d in drivers)))):
-        what, code = _looks_like(start)
-        raise RasterError(
-            f"{name}: is not {' or '.join(drivers)}, but {what}", code=code
-        )
+    return start
 
 
 def _looks_like(start: bytes) -> tuple[str, str]:
@@ -1237,7 +1427,7 @@ def _looks_like(start: bytes) -> tuple[str, str]:
     return f"starts with {start[:16]!r}; copy or download it again", "NOT_TIFF"
 
 
-def _check_masks(path: Path) -> tuple[Path, ...]:
+def _check_masks(path: Source) -> tuple[Path, ...]:
     """Look at a scene's masks before GDAL does: it opens a .msk with any driver.
 
     Returns:
@@ -1247,7 +1437,8 @@ def _check_masks(path: Path) -> tuple[Path, ...]:
         RasterError: one is something else than a TIFF, or larger than is accepted; or
             a mask inside the scene has blocks that are.
     """
-    names = (path.with_name(path.name + suffix) for suffix in (".msk", ".MSK"))
+    suffixes = () if isinstance(path, Address) else (".msk", ".MSK")
+    names = (Path(f"{path}{suffix}") for suffix in suffixes)
     beside = tuple(name for name in names if os.path.lexists(name))
     for mask in beside:
         _check_file(mask, ("GTiff",))
@@ -1271,7 +1462,7 @@ def _block_of(tags: Mapping[int, int]) -> tuple[int, int]:
     return rows, tags.get(_TILE_WIDTH) or tags.get(_WIDTH, 0)
 
 
-def _check_limits(src: DatasetReader, path: Path, max_pixels: int) -> None:
+def _check_limits(src: DatasetReader, path: Source, max_pixels: int) -> None:
     """Refuse what is too large, or of a dtype that no model takes.
 
     Raises:
@@ -1302,7 +1493,7 @@ def _check_limits(src: DatasetReader, path: Path, max_pixels: int) -> None:
     _check_block(path, "blocks", rows, cols, block_bytes)
 
 
-def _check_block(path: Path, what: str, rows: int, cols: int, size: int) -> None:
+def _check_block(path: Source, what: str, rows: int, cols: int, size: int) -> None:
     if size > MAX_BLOCK_BYTES:
         raise RasterError(
             f"{printable(path)}: has {what} of {rows} x {cols} pixels, {size >> 20} "
@@ -1312,7 +1503,7 @@ def _check_block(path: Path, what: str, rows: int, cols: int, size: int) -> None
         )
 
 
-def _tell_of_others(src: DatasetReader, path: Path) -> None:
+def _tell_of_others(src: DatasetReader, path: Source) -> None:
     """Say it where a file holds more images than the one that is taken."""
     if others := len(src.subdatasets):
         logger.warning(
@@ -1320,7 +1511,7 @@ def _tell_of_others(src: DatasetReader, path: Path) -> None:
         )
 
 
-def _check_complete(src: DatasetReader, path: Path) -> None:
+def _check_complete(src: DatasetReader, path: Source) -> None:
     """Compare where blocks end, the last and some before it, with the file's size.
 
     Raises:
@@ -1333,18 +1524,27 @@ def _check_complete(src: DatasetReader, path: Path) -> None:
     last = across * down - 1
     step = max(1, last // _BLOCKS_LOOKED_AT)
     looked_at = {*range(0, last, step), last}
+    if isinstance(path, Address):  # where they are may be all over a long header
+        looked_at = {last}
     ends = (
         sum(_block_place(src, band, *divmod(i, across)))
         for i in looked_at
         for band in {1, src.count}
     )
-    end, size = max(ends), path.stat().st_size
+    end, size = max(ends), _size_of(path)
     if end > size:
         raise RasterError(
             f"{printable(path)}: is truncated: it needs {end} bytes and has {size}; "
             "copy or download it again",
             code="TRUNCATED",
         )
+
+
+def _size_of(path: Source) -> int:
+    if isinstance(path, Address):
+        with path.open() as file:
+            return file.seek(0, os.SEEK_END)
+    return path.stat().st_size
 
 
 def _block_place(src: DatasetReader, band: int, row: int, col: int) -> tuple[int, int]:
@@ -1410,7 +1610,7 @@ def _is_placed(src: DatasetReader) -> bool:
 
 
 def _told(
-    src: DatasetReader, path: Path, assumed: CRS | None
+    src: DatasetReader, path: Source, assumed: CRS | None
 ) -> tuple[_Told, tuple[Path, ...]]:
     """Complete what a scene says of itself with what files beside it say.
 
@@ -1423,6 +1623,8 @@ def _told(
     """
     alone = _Told.by(src)
     own = replace(alone, crs=alone.crs or assumed)
+    if isinstance(path, Address):
+        return own, ()
     beside = _georeferencing(src) if own.placed else ()
     aux = path.with_name(f"{path.name}.aux.xml")
     # Path.is_file raises where the name is too long to be there
@@ -1458,7 +1660,7 @@ _FARTHEST = 1e8
 """Coordinates that no place on Earth has, in metres, in feet or in degrees."""
 
 
-def _check_georeferenced(src: DatasetReader, path: Path, told: _Told) -> None:
+def _check_georeferenced(src: DatasetReader, path: Source, told: _Told) -> None:
     """Refuse what cannot be placed on the ground.
 
     Raises:
@@ -1492,7 +1694,7 @@ _SMALLEST = 0.001
 """Metres of ground under a pixel of which no camera in the air has less."""
 
 
-def _check_ground_size(path: Path, size: float | None) -> None:
+def _check_ground_size(path: Source, size: float | None) -> None:
     """Refuse pixels so small that a street would have more of them than memory has.
 
     Raises:
@@ -1507,21 +1709,23 @@ def _check_ground_size(path: Path, size: float | None) -> None:
         )
 
 
-def _ground_size(told: _Told, src: DatasetReader) -> float | None:
-    """Measure a pixel on the ground at the scene's centre, in metres.
+def ground_size_of(
+    crs: CRS | None, transform: Affine, *, height: int, width: int
+) -> float | None:
+    """Measure a pixel on the ground at a raster's centre, in metres.
 
     Both steps of the pixel are measured as geodesics on the CRS's own ellipsoid
     (Karney 2013, https://doi.org/10.1007/s00190-012-0578-z, by PROJ), since a metre
     of EPSG:3857 is half a metre of ground at 60 degrees. None without a CRS, or with
     one that has no place on a globe.
     """
-    if not told.crs:
+    if not crs:
         return None
-    row, col = src.height / 2, src.width / 2
+    row, col = height / 2, width / 2
     ends = [(col - 0.5, row), (col + 0.5, row), (col, row - 0.5), (col, row + 0.5)]
-    x, y = np.transpose([told.transform * end for end in ends])
+    x, y = np.transpose([transform * end for end in ends])
     try:
-        system = pyproj.CRS.from_wkt(told.crs.to_wkt())
+        system = pyproj.CRS.from_wkt(crs.to_wkt())
         globe, geod = system.geodetic_crs, system.get_geod()
         if globe is None or geod is None:
             return None

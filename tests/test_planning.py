@@ -12,14 +12,15 @@ from affine import Affine
 from click.testing import CliRunner
 
 from geounet import planning
+from geounet.bands import called
 from geounet.cli import main
 from geounet.errors import ConfigError, CRSError, GeounetError, RasterError
+from geounet.model import load_model, save_model
 from geounet.pipeline import check_unchanged
 from geounet.planning import (
     Lanes,
     Plan,
     Recipe,
-    band_names,
     check_recipe,
     choose_lanes,
     plan,
@@ -142,7 +143,38 @@ def test_values_that_no_model_knows_need_a_scale(
     with pytest.raises(GeounetError, match="--scale LOW,HIGH") as caught:
         planned(path, model=tiny)
     assert caught.value.code == "RANGE"
-    assert planned(path, model=tiny, scale=(0, 255)).bands == (1, 2, 3)
+    for scale in ((0, 255), ("2%", "98%")):
+        assert planned(path, model=tiny, scale=scale).bands == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("taken", "told", "code"),
+    [
+        ("uint16", {}, ""),
+        ("int16", {}, "RANGE"),
+        ("int16", {"percentiles": (2, 98)}, ""),
+        ("float32", {}, "RANGE"),
+    ],
+)
+def test_a_card_says_which_values_need_no_scale(
+    write_raster: WriteRaster,
+    tiny: str,
+    taken: str,
+    told: dict[str, Any],
+    code: str,
+) -> None:
+    model = load_model(tiny)
+    card = model.card.model_copy(
+        update={"dtype": taken, "value_range": (0.0, 255.0)} | told
+    )
+    save_model(tiny, model.network, card)
+    path = write_raster(textured(40, 60).astype("uint16"))
+    if not code:
+        assert planned(path, model=tiny).bands == (1, 2, 3)
+        return
+    with pytest.raises(GeounetError, match=f"on {taken}, 0 to 255; say") as caught:
+        planned(path, model=tiny)
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize("bits", [1, 8])
@@ -206,8 +238,8 @@ def test_a_vrt_that_is_allowed_runs_no_code(
 
 CALLED = {
     "as wanted": (("red", "green", "blue"), None, ""),
-    "in another order": (("NIR", "Red", "Green"), None, "1, 2, 3 are called nir, red"),
-    "backwards": (("blue", "green", "red"), None, "and model tiny wants red, green"),
+    "in another order": (("NIR", "Red", "Green"), (1, 2, 3), "called NIR, Red, Green"),
+    "backwards": (("blue", "green", "red"), (1, 2, 3), "model tiny wants red, green"),
     "backwards, and chosen so": (("blue", "green", "red"), (3, 2, 1), ""),
     "something else": (("B04", "B03", "B02"), None, ""),
     "some not at all": (("red", "", "blue"), None, ""),
@@ -218,12 +250,53 @@ CALLED = {
 def test_bands_that_are_called_otherwise_than_the_model_wants_are_told_of(
     write_raster: WriteRaster, tiny: str, caplog: pytest.LogCaptureFixture, case: str
 ) -> None:
-    called, bands, warned = CALLED[case]
-    path = write_raster(textured(40, 60), descriptions=called)
+    names, bands, warned = CALLED[case]
+    path = write_raster(textured(40, 60), descriptions=names)
     planned(path, model=tiny, bands=bands)
     told = [r.getMessage() for r in caplog.records if "are called" in r.getMessage()]
     assert len(told) == bool(warned)
     assert warned in "".join(told)
+
+
+def test_bands_that_are_found_by_name_are_told_of_and_make_another_result(
+    write_raster: WriteRaster, tiny: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixels = textured(40, 60)
+    named = write_raster(pixels, descriptions=("blue", "green", "red"))
+    work = planned(named, model=tiny)
+    assert work.bands == (3, 2, 1)
+    assert "bands 3, 2, 1 feed model tiny, since the file calls" in caplog.text
+    assert work.made_from["bands"] == (3, 2, 1)
+    caplog.clear()
+    plain = write_raster(pixels, name="plain.tif", descriptions=("B04", "B03", "B02"))
+    assert "bands" not in planned(plain, model=tiny).made_from
+    by_name = planned(named, model=tiny, bands=("red", "green", "blue"))
+    assert by_name.bands == (3, 2, 1)
+    assert by_name.fingerprint != work.fingerprint
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("bands", "problem"),
+    [
+        ((0, 1, 2), "bands count from 1"),
+        ((1, "red", 2), "all bands by number or all by name"),
+        ((), "name at least one band"),
+    ],
+)
+def test_bands_that_mean_nothing_are_found_out_before_a_scene_is_opened(
+    bands: tuple[Any, ...], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        Recipe().with_options(bands=bands)
+
+
+def test_bands_are_numbers_or_names_on_the_command_line(tmp_path: Path) -> None:
+    told = ["run", str(tmp_path / "no.tif"), "-o", str(tmp_path), "-b"]
+    for bands, ends in (("3,2,1", 1), ("red,green,blue", 1), ("0,1,2", 2)):
+        assert CliRunner().invoke(main, [*told, bands]).exit_code == ends
+    assert Recipe(bands=("3", " 2", "1")).bands == (3, 2, 1)  # as TOML may have it
+    assert Recipe(bands=("red",)).bands == ("red",)
 
 
 def test_bands_are_called_what_the_file_calls_them_or_their_colors(
@@ -232,7 +305,7 @@ def test_bands_are_called_what_the_file_calls_them_or_their_colors(
     path = write_raster(textured(40, 60), photometric="rgb")
     with rasterio.open(path, "r+") as dst:
         dst.set_band_description(3, "B02")
-    assert band_names(Scene.open(path), (3, 1)) == ["B02", "red"]
+    assert called(Scene.open(path), (3, 1)) == ["B02", "red"]
 
 
 @pytest.mark.parametrize("beside", ["scene.tfw", "scene.tif.aux.xml", "scene.tif.msk"])

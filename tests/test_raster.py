@@ -1283,7 +1283,7 @@ def test_bytes_that_are_there_and_do_not_come_are_the_fault_of_the_disk(
     def fail(*_: Any) -> None:
         raise RasterioIOError from CPLE_AppDefinedError(3, 1, said.format(place=place))
 
-    monkeypatch.setattr(Scene, "_read_source", fail)
+    monkeypatch.setattr(Scene, "read_source", fail)
     with pytest.raises(RasterError) as caught:
         scene.read(whole(scene), (1, 2, 3))
     assert caught.value.code == code
