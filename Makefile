@@ -8,15 +8,17 @@ MADE := $(VENV)/made
 RUN := $(VENV)/installed
 DEV := $(VENV)/installed-dev
 BENCH := $(VENV)/installed-bench
-CODE := geounet tests benchmarks
+CODE := geounet tests benchmarks docsite
 
-.PHONY: help demo test test-all bench lint format clean
+.PHONY: help demo test test-all bench docs picture lint format clean
 
 help:
 	@echo "make demo      a synthetic scene through the main job, into demo/"
 	@echo "make test      format, lint, types, then every test that is not slow"
 	@echo "make test-all  the slow tests too"
 	@echo "make bench     time and memory of the main job (SCENE=scene.tif) and of vectors"
+	@echo "make docs      the pages of docs/ as a site, into site/; warnings are errors"
+	@echo "make picture   the picture of the README, drawn anew"
 	@echo "make lint      format, lint and types alone"
 	@echo "make format    rewrite the code in the project's format"
 	@echo "make clean     remove what these commands made"
@@ -39,6 +41,13 @@ bench: $(BENCH)
 	$(BIN)/python -m benchmarks.vectors
 	$(BIN)/python -m benchmarks.footprints
 
+docs: $(DEV)
+	$(BIN)/python -m docsite.commands
+	$(BIN)/mkdocs build --strict
+
+picture: $(RUN)
+	$(BIN)/python -m docsite.picture
+
 lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -49,7 +58,7 @@ format: $(DEV)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(MADE):
@@ -61,9 +70,9 @@ $(RUN): $(MADE) pyproject.toml constraints.txt
 	@touch $@
 
 $(DEV): $(MADE) pyproject.toml constraints.txt
-	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[dev,docs]'
 	@touch $(RUN) $@
 
 $(BENCH): $(DEV)
-	$(PIP) -e '.[dev,bench]'
+	$(PIP) -e '.[dev,docs,bench]'
 	@touch $@

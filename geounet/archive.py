@@ -42,7 +42,7 @@ from geounet.jobs import Introduction, Job, deciding_versions, introduce
 from geounet.ledger import Ledger, SceneRow, claim_of
 from geounet.listing import Listed, list_scenes
 from geounet.locking import locked
-from geounet.model import find_model, sha256_of
+from geounet.model import sha256_of
 from geounet.mosaics import Prefer
 from geounet.pipeline import sweep_staging, versions
 from geounet.planning import (
@@ -58,6 +58,7 @@ from geounet.raster import available_cores, make_folder, writing
 from geounet.recovery import Breaker, Failure
 from geounet.schedule import Crew, available_memory, employed
 from geounet.selection import Decision, decide, identity_of
+from geounet.shelf import find_native
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +230,7 @@ def settled(pipeline: str | Path | None, options: Mapping[str, Any]) -> Recipe:
     threads = recipe.threads or 1
     lanes = min(available_cores() // threads, available_memory() // LANE_BYTES)
     return recipe.with_options(
-        model=str(find_model(recipe.model).absolute()),
+        model=str(find_native(recipe.model).absolute()),
         threads=threads,
         workers=recipe.workers or max(1, lanes),
     )

@@ -10,23 +10,26 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from geounet import __version__
+from geounet import __version__, completion
+from geounet.cli_look import styles, view
+from geounet.cli_models import model
 from geounet.errors import ConfigError, GeounetError, LedgerError, LockedError
-from geounet.progress import Progress
+from geounet.formats import FORMATS
+from geounet.parameters import PATH, NameList, Numbers, Sectioned
+from geounet.progress import Progress, printable
 
 if TYPE_CHECKING:
-    from geounet.exactness import Exactness
+    from geounet.composites import Origin
     from geounet.pipeline import Result
 
-# Not checked here: the functions say in one line what is wrong with a path.
-PATH = click.Path(path_type=Path)
+log = logging.getLogger(__name__)
 
 
 class _UsageMistake(click.ClickException):
@@ -60,30 +63,29 @@ class _Group(click.Group):
             ) from error
 
 
-class _NameList(click.ParamType[tuple[str, ...]]):
-    """``a,b,c``."""
+class _Scale(click.ParamType[tuple[float, ...] | tuple[str, ...]]):
+    """``0,3000``, or ``2%,98%`` of the scene's own values."""
 
-    name = "a,b"
+    name = "LOW,HIGH"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+    def convert(
+        self, value: Any, param: Any, ctx: Any
+    ) -> tuple[float, ...] | tuple[str, ...]:
+        if "%" in value:
+            return NameList().convert(value, param, ctx)
+        return Numbers(float, 2).convert(value, param, ctx)
 
 
-class _Numbers(click.ParamType[tuple[float, ...]]):
-    """``1,2,3``."""
+class _Output(click.ParamType[str | Path]):
+    """A folder, or the URL of one, which would lose a slash as a path."""
 
-    def __init__(self, kind: type[int] | type[float], count: int | None = None) -> None:
-        self.kind, self.count = kind, count
-        self.name = "LOW,HIGH" if count else "1,2,3"
+    name = "DIR|URL"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
-        try:
-            numbers = tuple(self.kind(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not {self.name}", param, ctx)
-        if self.count and len(numbers) != self.count:
-            self.fail(f"wanted {self.count} numbers, got {value!r}", param, ctx)
-        return numbers
+    def convert(self, value: Any, param: Any, ctx: Any) -> str | Path:
+        return value if "://" in str(value) else Path(value)
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> Any:
+        return completion.folders(ctx, param, incomplete)
 
 
 class _Values(click.ParamType[dict[str, int]]):
@@ -121,29 +123,46 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 RUN_OPTIONS = (
-    click.option("-o", "--output", type=PATH, required=True, help="Output folder."),
     click.option(
-        "--pipeline", metavar="NAME|FILE", help="Recipe; options win over it."
+        "-o",
+        "--output",
+        type=_Output(),
+        required=True,
+        help="Output folder; of `run` also a URL, as s3://bucket/prefix.",
+    ),
+    click.option(
+        "--pipeline",
+        metavar="NAME|FILE",
+        shell_complete=completion.recipes,
+        help="Recipe: a TOML file, or buildings, roads, water, archive. Options win "
+        "over it.",
     ),
     click.option(
         "--classes",
-        type=_NameList(),
+        type=NameList(),
+        shell_complete=completion.classes,
         help="Classes to keep in the mask and to write; unless given, all are in the "
         "mask, and those that the model's card says are written.",
     ),
     click.option(
-        "--model", metavar="NAME|FILE", help="Model; the shipped one if not given."
+        "--model",
+        metavar="NAME|FILE",
+        shell_complete=completion.models,
+        help="Model: a file, of another tool too, or one of `geounet model list`; the "
+        "shipped one if not given.",
     ),
     click.option(
         "-b",
         "--bands",
-        type=_Numbers(int),
-        help="Scene bands in the model's order, counted from 1.",
+        type=NameList(),
+        help="Scene bands in the model's order: numbers from 1, or names; unless "
+        "given, those that the file calls as the model does, or else the first ones.",
     ),
     click.option(
         "--scale",
-        type=_Numbers(float, 2),
-        help="Darkest and brightest value, for imagery that is not 8-bit.",
+        type=_Scale(),
+        help="Darkest and brightest value, for imagery of another type than the model "
+        "takes; or percentages of each band's own values in the whole scene, 2%,98%.",
     ),
     click.option(
         "--nodata",
@@ -152,12 +171,26 @@ RUN_OPTIONS = (
         "white collar (auto); nothing (none); a value.",
     ),
     click.option(
+        "--aoi",
+        metavar="FILE",
+        shell_complete=completion.files,
+        help="Only what lies in the polygons of this vector file, of any format and "
+        "CRS.",
+    ),
+    click.option(
+        "--bbox",
+        type=Numbers(float, 4, "W,S,E,N"),
+        help="Only what lies in this box, in degrees unless --bbox-crs is given.",
+    ),
+    click.option("--bbox-crs", metavar="EPSG:CODE", help="CRS of the box."),
+    click.option(
         "--assume-crs", metavar="EPSG:CODE", help="CRS of a scene without one."
     ),
     click.option(
         "--allow-driver",
         metavar="NAME",
         multiple=True,
+        shell_complete=completion.words("VRT", "JP2OpenJPEG", "PNG", "JPEG"),
         callback=lambda _ctx, _option, names: names or None,
         help="Also read scenes of this format: VRT, JP2OpenJPEG, PNG or JPEG. For "
         "files that you trust; may be given again.",
@@ -166,7 +199,7 @@ RUN_OPTIONS = (
         "--max-pixels",
         type=click.IntRange(1),
         metavar="N",
-        help="Most pixels of a scene; forty thousand million if not given.",
+        help="Most pixels of a scene; 4e10 if not given.",
     ),
     click.option(
         "--allow-gsd",
@@ -186,11 +219,20 @@ RUN_OPTIONS = (
     click.option(
         "--format",
         metavar="NAME",
-        help="geojson, geojsonseq, geoparquet, gpkg or fgb.",
+        shell_complete=completion.words(*FORMATS),
+        help="Of the vector files: geojson (if not given), geojsonseq, geoparquet, "
+        "gpkg or fgb.",
     ),
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"])),
     click.option(
-        "--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"])
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        help="What computes: a GPU if there is one (auto).",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        help="Of the network's arithmetic: bfloat16 where the device has it, or else "
+        "float16 on a GPU and float32 on a CPU (auto).",
     ),
     click.option(
         "--tile-size",
@@ -198,13 +240,18 @@ RUN_OPTIONS = (
         metavar="PX",
         help="Side of what the model sees, with its halo; fitted to the scene if not.",
     ),
-    click.option("--batch-size", type=click.IntRange(1), metavar="N"),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Tiles that the model sees at once; 1 if not given.",
+    ),
     click.option(
         "--blend",
         type=click.Choice(["crop", "hann", "linear"]),
-        help="What becomes of the overlap of tiles: dropped, which is exact for a "
-        "U-Net, or faded, for models of which `geounet model check` says that they "
-        "cannot be exact.",
+        help="What becomes of the overlap of tiles: dropped (crop), which is exact for "
+        "a U-Net, or faded, for models of which `geounet model check` says that they "
+        "cannot be exact. What suits the model if not given.",
     ),
     click.option(
         "--overlap",
@@ -215,14 +262,15 @@ RUN_OPTIONS = (
     click.option(
         "--tta",
         type=click.Choice(["none", "d4"]),
-        help="Average the scores of the eight turns and reflections of each tile; "
+        help="Average the scores of the eight turns and reflections of each tile (d4); "
         "eight times the work.",
     ),
     click.option(
         "--workers",
         type=click.IntRange(1),
         metavar="N",
-        help="Blocks worked on at once.",
+        help="Blocks worked on at once; of `run` 2 if not given, or one for each GPU; "
+        "of `batch` as many as cores and memory allow.",
     ),
     click.option(
         "--processes/--no-processes",
@@ -238,10 +286,35 @@ RUN_OPTIONS = (
         "one each.",
     ),
     click.option(
-        "--scheduler", metavar="ADDR", help="Dask scheduler to use, tcp://host:8786."
+        "--scheduler",
+        metavar="ADDR|FILE",
+        shell_complete=completion.files,
+        help="Dask scheduler to use, tcp://host:8786, or the file that it wrote its "
+        "address to.",
     ),
     click.option("--overwrite", is_flag=True, help="Replace outputs that are there."),
 )
+
+SECTIONS = {
+    "What is read": (
+        *("--stack", "--mosaic", "--name", "--bands", "--scale", "--nodata", "--aoi"),
+        *("--bbox", "--bbox-crs", "--assume-crs", "--allow-driver", "--max-pixels"),
+        "--allow-gsd",
+    ),
+    "What is found, and written": (
+        *("--output", "--pipeline", "--model", "--classes", "--format", "--native"),
+        *("--scores", "--merge", "--overwrite", "--styles", "--no-report"),
+        "--dry-run",
+    ),
+    "How an archive is gone through": (
+        *("--retry", "--breaker", "--timeout", "--fail-on", "--log-json"),
+    ),
+    "How it is computed": (
+        *("--device", "--precision", "--tile-size", "--batch-size", "--blend"),
+        *("--overlap", "--tta", "--workers", "--processes", "--threads", "--scheduler"),
+    ),
+}
+"""Headings of the options of `run` and `batch`."""
 
 
 @click.group(cls=_Group, context_settings={"show_default": True})
@@ -258,15 +331,45 @@ def main(ctx: click.Context, *, verbose: bool, quiet: bool) -> None:
       geounet run scene.tif -o out/
       geounet export out/scene_mask.tif --class building -o buildings.geojson
       geounet batch scenes/ -o out/
+
+    Lengths are metres, areas m2, bands count from 1. Tab completion for bash:
+    eval "$(_GEOUNET_COMPLETE=bash_source geounet)"; zsh and fish likewise.
     """
     level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
     ctx.obj = Progress(quiet=quiet)
 
 
-@main.command()
-@click.argument("scenes", nargs=-1, required=True, type=PATH)
+main.add_command(model)
+main.add_command(styles)
+main.add_command(view)
+
+
+@main.command(cls=Sectioned, sections=SECTIONS)
+@click.argument("scenes", nargs=-1, required=True, shell_complete=completion.files)
 @_run_options
+@click.option(
+    "--stack",
+    "how",
+    flag_value="stack",
+    help="The files are bands of one place: in the model's order, or a folder, of "
+    "which those are taken that are called as the model's bands.",
+)
+@click.option(
+    "--mosaic",
+    "how",
+    flag_value="mosaic",
+    help="The scenes are neighbours on one grid of pixels, to be done as one; where "
+    "they overlap, the later one is seen.",
+)
+@click.option("--name", help="What the outputs of --stack or --mosaic are called.")
+@click.option(
+    "--styles/--no-styles",
+    "styled",
+    default=True,
+    help="Write styles for QGIS beside the outputs, as `geounet styles` does.",
+)
+@click.option("--no-report", is_flag=True, help="Leave out the page STEM_report.html.")
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -277,12 +380,16 @@ def main(ctx: click.Context, *, verbose: bool, quiet: bool) -> None:
 def run(
     progress: Progress,
     /,
-    scenes: tuple[Path, ...],
+    scenes: tuple[str, ...],
     *,
-    output: Path,
+    output: str | Path,
     pipeline: str | None,
     overwrite: bool,
     dry_run: bool,
+    how: str | None,
+    name: str | None,
+    styled: bool,
+    no_report: bool,
     **options: Any,
 ) -> None:
     """Find buildings, roads and water in one or a few GeoTIFFs.
@@ -293,24 +400,35 @@ def run(
       STEM_CLASS.geojson    features of each class; of lines, nodes in CLASS_nodes
       STEM_preview.png      the scene beside what was found
       STEM.json             receipt: what was made from what
+      STEM.qlr, *.qml       the same in QGIS, with colours and names
+      STEM_report.html      all of it on one page, for any browser
 
     \b
     Examples:
       geounet run scene.tif -o out/
       geounet run scene.tif -o out/ --classes building --format gpkg
       geounet run scene.tif -o out/ --pipeline buildings --dry-run
+      geounet run https://example.org/scene.tif -o out/
+      geounet run item.json -o out/ --bbox 13.3,52.4,13.5,52.6
+      geounet run --stack B04.tif B03.tif B02.tif -o out/ --name berlin
+      geounet run --mosaic west.tif east.tif -o out/ --aoi district.gpkg
     """
+    from geounet.composites import origins_of
     from geounet.forecast import forecast
     from geounet.pipeline import run as run_scene
     from geounet.planning import make_recipe, plan
+    from geounet.qgis import style_results
+    from geounet.uploads import working_folder
 
-    _refuse_equal_names(scenes)
+    origins = origins_of(scenes, how=how, name=name)
+    _refuse_equal_names(origins)
     if dry_run:
         recipe = make_recipe(pipeline, options)
         before = time.process_time()
-        for scene in scenes:
+        for scene in origins:
             began = time.perf_counter()
-            work = plan(scene, output, recipe=recipe)
+            folder = working_folder(output)
+            work = plan(scene, folder, recipe=recipe, remote=True)
             before += time.perf_counter() - began
             work = replace(work, up_to_date=work.up_to_date and not overwrite)
             click.echo(work.describe())
@@ -319,7 +437,7 @@ def run(
             before = 0.0
         return
     failures = 0
-    for scene in scenes:
+    for scene in origins:
         try:
             result = run_scene(
                 scene,
@@ -332,25 +450,32 @@ def run(
         except ConfigError:
             raise
         except GeounetError as error:
-            if len(scenes) == 1:
+            if len(origins) == 1:
                 raise
             progress.say(f"Error: {error}", always=True)
             failures += 1
             continue
         finally:
             progress.close()
+        if styled and not result.destination:
+            style_results([result.receipt])
         _tell(progress, result)
+        if not (no_report or result.skipped or result.destination):
+            _write_page(progress, result.receipt)
     if failures:
         raise click.exceptions.Exit(1)
 
 
-def _refuse_equal_names(scenes: tuple[Path, ...]) -> None:
-    stems = [scene.stem.casefold() for scene in scenes]
-    for scene, stem in zip(scenes, stems, strict=True):
-        if stems.count(stem) > 1:
+def _refuse_equal_names(origins: Sequence[Origin]) -> None:
+    from geounet.composites import stem_of
+
+    stems = [stem_of(origin) for origin in origins]
+    keys = [stem.casefold() for stem in stems]
+    for stem, key in zip(stems, keys, strict=True):
+        if keys.count(key) > 1:
             raise ConfigError(
-                f"several scenes are called {scene.stem} and would overwrite one "
-                "another's outputs; give them different folders, or use geounet batch"
+                f"several scenes are called {stem} and would overwrite one another's "
+                "outputs; give them different folders, or use geounet batch"
             )
 
 
@@ -360,13 +485,20 @@ def _tell(progress: Progress, result: Result) -> None:
         progress.say(f"{name}: nothing has changed, nothing was done")
         return
     found = ", ".join(f"{count} {cls}" for cls, count in result.features.items())
-    seconds = result.seconds["total"]
-    progress.say(f"{name}: {found} in {seconds:.1f} s -> {result.receipt.parent}")
+    seconds = result.seconds.get("total", 0.0)
+    place = result.destination or result.receipt.parent
+    progress.say(f"{name}: {found} in {seconds:.1f} s -> {place}")
 
 
 @main.command()
 @click.argument("raster", type=PATH)
-@click.option("--class", "class_name", required=True, help="Class to vectorise.")
+@click.option(
+    "--class",
+    "class_name",
+    required=True,
+    shell_complete=completion.classes,
+    help="Class to vectorise.",
+)
 @click.option("-o", "--output", type=PATH, required=True, help="Vector file.")
 @click.option(
     "--values", type=_Values(), help="Classes of a raster that does not name them."
@@ -374,10 +506,10 @@ def _tell(progress: Progress, result: Result) -> None:
 @click.option(
     "--geometry",
     type=click.Choice(["polygon", "line"]),
-    help="Areas, or the centrelines of roads and their nodes.",
+    help="Areas (polygon, if not given), or the centrelines of roads and their nodes.",
 )
 @click.option(
-    "--min-area", type=click.FloatRange(0), metavar="M2", help="Drop smaller features."
+    "--min-area", type=click.FloatRange(0), metavar="M2", help="Drop smaller ones."
 )
 @click.option(
     "--min-hole", type=click.FloatRange(0), metavar="M2", help="Fill smaller holes."
@@ -429,15 +561,28 @@ def _tell(progress: Progress, result: Result) -> None:
     metavar="M",
     help="Of lines: the same where both ends head for each other. 40 if not given.",
 )
-@click.option("--format", metavar="NAME", help="By the output's suffix unless given.")
+@click.option(
+    "--format",
+    metavar="NAME",
+    shell_complete=completion.words(*FORMATS),
+    help="geojson, geojsonseq, geoparquet, gpkg or fgb; by the output's suffix unless "
+    "given.",
+)
 @click.option("--assume-crs", metavar="EPSG:CODE", help="CRS of a raster without one.")
-@click.option("--workers", type=click.IntRange(1), metavar="N")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Blocks worked on at once; 2 if not given.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the output if it is there.")
 @click.pass_obj
 def export(
     progress: Progress, /, raster: Path, *, output: Path, **options: Any
 ) -> None:
-    """Vectorise one class of a mask or score raster, from geounet or elsewhere.
+    """Vectorise one class of a mask or score raster.
+
+    RASTER is geounet's or another tool's, of any size.
 
     \b
     Examples:
@@ -455,8 +600,8 @@ def export(
     progress.say(f"{count} features -> {output}")
 
 
-@main.command()
-@click.argument("archive")
+@main.command(cls=Sectioned, sections=SECTIONS)
+@click.argument("archive", shell_complete=completion.files)
 @_run_options
 @click.option(
     "--retry",
@@ -493,15 +638,17 @@ def export(
     help="Say what would be done and why, how long it would take, and how much memory "
     "and disk; and stop.",
 )
+@click.option("--no-report", is_flag=True, help="Leave out the page report.html.")
 @click.pass_obj
 def batch(
     progress: Progress,
     /,
     archive: str,
     *,
-    output: Path,
+    output: str | Path,
     log_json: Path | None,
     dry_run: bool,
+    no_report: bool,
     **options: Any,
 ) -> None:
     """Do every scene of an archive, unattended: none lost, none twice.
@@ -532,7 +679,9 @@ def batch(
     from geounet.accounts import JsonLog
     from geounet.archive import run_archive
     from geounet.headlines import Headlines, closing_lines
+    from geounet.uploads import local_folder
 
+    output = local_folder(output)
     if dry_run:
         from geounet.rehearsal import rehearse
 
@@ -551,10 +700,50 @@ def batch(
             raise _UsageMistake(str(error)) from error
         finally:
             progress.close()
+    if not no_report:
+        _write_page(progress, summary.folder)
     for line in closing_lines(summary):
         progress.say(line, always=summary.exit_code != 0)
     if summary.exit_code:
         raise click.exceptions.Exit(summary.exit_code)
+
+
+def _write_page(progress: Progress, where: Path) -> None:
+    """Write the page of what was just done; that it fails is said, and no more."""
+    from geounet.overview import write_report
+
+    try:
+        path = write_report(where)
+    except Exception as error:  # whatever a page stumbles over, the work is done
+        log.warning("no page was written: %s", printable(error))
+    else:
+        progress.say(f"look at {path}")
+
+
+@main.command()
+@click.argument("where", metavar="DIR|RECEIPT", type=PATH)
+@click.option(
+    "--scene",
+    metavar="NAME",
+    help="Write the page of this scene of DIR: the stem of its outputs, or its file.",
+)
+@click.pass_obj
+def report(progress: Progress, /, where: Path, *, scene: str | None) -> None:
+    """Write a page to look at: of a scene, or of an archive.
+
+    The page needs no server and no internet. Of a folder that holds one scene it is
+    STEM_report.html, with the scene, the mask, the features and how they were made; of
+    an archive report.html, with a map and a table of its scenes and why some failed.
+
+    \b
+    Examples:
+      geounet report out/
+      geounet report out/scene.json
+      geounet report out/ --scene scene_017
+    """
+    from geounet.overview import write_report
+
+    progress.say(f"page -> {write_report(where, scene=scene)}")
 
 
 @main.command()
@@ -607,14 +796,20 @@ def rebuild(progress: Progress, /, folder: Path) -> None:
 
 
 @main.command()
-@click.argument("recipe", metavar="NAME|FILE", type=PATH)
+@click.argument(
+    "recipe", metavar="NAME|FILE", type=PATH, shell_complete=completion.trainings
+)
 @click.pass_obj
 def train(progress: Progress, /, recipe: Path) -> None:
     """Train a model from a recipe; run it again to resume.
 
+    The recipe is a TOML file that says which imagery, which labels, which classes and
+    where the model goes; pipelines/train.toml has every key with its default.
+
     \b
     Examples:
       geounet train train            the shipped recipe, on drawn scenes
+      geounet train pretrain         a start from imagery without labels
       geounet train my-recipe.toml
     """
     from geounet.folds import train_model
@@ -626,72 +821,6 @@ def train(progress: Progress, /, recipe: Path) -> None:
     path = train_model(recipe, report=report)
     progress.close()
     progress.say(f"model -> {path}")
-
-
-@main.group()
-def model() -> None:
-    """Look into model files.
-
-    \b
-    Examples:
-      geounet model check aerial-rgb-05m
-    """
-
-
-@model.command()
-@click.argument("name", metavar="NAME|FILE")
-@click.pass_obj
-def check(progress: Progress, /, name: str) -> None:
-    """Find out whether tiles of a model equal one pass over the whole image.
-
-    Stride and halo are derived by experiment, whatever the model says of itself, and
-    tiles are compared with the whole. Exit code 0: tiles are exact; 1: they are not.
-
-    \b
-    Examples:
-      geounet model check aerial-rgb-05m
-      geounet model check my-model.safetensors
-    """
-    from geounet.exactness import check_model
-    from geounet.model import load_model
-
-    loaded = load_model(name)
-    found = check_model(
-        loaded.network,
-        bands=len(loaded.card.bands),
-        stride=loaded.stride,
-        halo=loaded.halo,
-    )
-    for label, value in _rows(found).items():
-        click.echo(f"{label:18}{value}")
-    if not found.exact:
-        progress.say(
-            f"{name}: seams cannot be excluded; --blend hann hides them", always=True
-        )
-        raise click.exceptions.Exit(1)
-
-
-def _rows(found: Exactness) -> dict[str, str]:
-    """Say what was found of a model, and where it declares something else."""
-    field = found.field
-    rows = {
-        "stride": _pixels(field.stride, found.declared_stride),
-        "receptive radius": _pixels(field.radius),
-        "halo": _pixels(field.halo, found.declared_halo),
-        "exact": "yes" if found.exact else f"no: {'; '.join(found.problems)}",
-        "tiles - whole": "largest difference of the logits, where the largest is "
-        f"{found.largest_answer:.3g}",
-        "  in float64": f"{found.float64:.2g} with a halo of {found.measured_halo} px",
-        "  in float32": f"{found.float32:.2g}",
-    }
-    if found.narrower is not None:
-        rows["  a stride less"] = f"{found.narrower:.2g} in float64"
-    return rows
-
-
-def _pixels(derived: int | None, declared: int | None = None) -> str:
-    words = "none" if derived is None else f"{derived} px"
-    return words if declared in {None, derived} else f"{words}, declared {declared} px"
 
 
 @main.command()
@@ -717,7 +846,7 @@ def _pixels(derived: int | None, declared: int | None = None) -> str:
 @click.option(
     "--class",
     "class_names",
-    type=_NameList(),
+    type=NameList(),
     help="Classes to compare, all that both have unless given; or what polygons are "
     "that do not say it.",
 )
@@ -729,7 +858,7 @@ def _pixels(derived: int | None, declared: int | None = None) -> str:
 )
 @click.option(
     "--ignore",
-    type=_Numbers(int),
+    type=Numbers(int),
     default=None,
     help="Values of the truth that say nothing, beside its nodata.",
 )
@@ -761,12 +890,13 @@ def evaluate(
     ignore: tuple[int, ...] | None,
     **options: Any,
 ) -> None:
-    """Compare what was found with the truth: rasters, vector files, or folders of them.
+    """Compare what was found with the truth.
 
-    Pixels are compared where there are rasters or polygons: IoU, F1, precision, recall
-    and boundary IoU of each class. Polygons are compared with polygons as footprints
-    too, one to one. Lines are compared as roads: by length, and by the ways through
-    both networks (APLS). The two may have any CRS and any pixels; of folders, scenes
+    PREDICTED and TRUTH are rasters, vector files, or folders of them. Pixels are
+    compared where there are rasters or polygons: IoU, F1, precision, recall and
+    boundary IoU of each class. Polygons are compared with polygons as footprints too,
+    one to one. Lines are compared as roads: by length, and by the ways through both
+    networks (APLS). The two may have any CRS and any pixels; of folders, scenes
     are paired by name. Ground that the truth does not label never counts.
 
     \b
@@ -798,13 +928,14 @@ def evaluate(
 @click.option("-o", "--output", type=PATH, default=Path("demo"), help="Folder.")
 @click.pass_obj
 def demo(progress: Progress, /, *, output: Path) -> None:
-    """Draw a scene, run the main job on it, and say where the picture is.
+    """Draw a scene and run the main job on it.
 
     \b
     Examples:
       geounet demo
     """
     from geounet.demo import run_demo
+    from geounet.qgis import style_results
 
     made = run_demo(output, report=progress.report)
     progress.close()
@@ -815,6 +946,8 @@ def demo(progress: Progress, /, *, output: Path) -> None:
     for path in (made.scene, *made.result.outputs.values(), made.result.receipt):
         progress.say(f"  {path}")
     progress.say(f"look at {made.result.outputs['preview']}")
+    style_results([made.result.receipt])
+    _write_page(progress, made.result.receipt)
 
 
 @main.command()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def model() -> None:
-    """Take models in from other tools, give them out, and look into them.
+    """Models of other tools in, ours out; what they are.
 
     \b
     Examples:
@@ -164,10 +164,11 @@ def export_(progress: Progress, /, name: str, *, output: Path, **options: Any) -
 @model.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(*, as_json: bool) -> None:
-    """List the models that can be named: shipped, of your folder, of a registry.
+    """List the models that can be named.
 
-    Your folder is $GEOUNET_MODELS, or else geounet/models where your system keeps data
-    (~/.local/share). A file registry.toml in it names models by URL and sha256.
+    They are shipped, of your folder, or of a registry. Your folder is $GEOUNET_MODELS,
+    or else geounet/models where your system keeps data (~/.local/share). A file
+    registry.toml in it names models by URL and sha256.
 
     \b
     Examples:
@@ -189,7 +190,9 @@ def list_(*, as_json: bool) -> None:
 @click.argument("name", metavar="NAME|FILE", shell_complete=completion.models)
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
 def info(name: str, *, as_json: bool) -> None:
-    """Say what a model expects and answers, how it is tiled, and how fast it is here.
+    """Say what a model expects and answers.
+
+    And how it is tiled, on what ground it was scored, and how fast it is here.
 
     \b
     Examples:
@@ -263,7 +266,7 @@ def _reach_rows(reach: Reach | None) -> dict[str, str]:
 @click.argument("name", metavar="NAME|FILE", shell_complete=completion.models)
 @click.pass_obj
 def check(progress: Progress, /, name: str) -> None:
-    """Find out whether tiles of a model equal one pass over the whole image.
+    """Find out whether tiles equal one pass over the whole.
 
     Stride and halo are derived by experiment, whatever the model says of itself, and
     tiles are compared with the whole. Exit code 0: tiles are exact; 1: they are not.

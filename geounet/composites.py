@@ -15,8 +15,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -622,7 +622,8 @@ def open_origin(
         scenes = [open_origin(m, opener, bands=bands, visual=visual) for m in members]
         return mosaicked(scenes, origin.path)
     if isinstance(origin, Item):
-        return _open_item(origin, opener, bands, visual=visual)
+        with _said_of(origin.path.stem):
+            return _open_item(origin, opener, bands, visual=visual)
     if not _is_json(origin):
         return opener(origin)
     items = _read(origin)
@@ -631,7 +632,8 @@ def open_origin(
             f"{printable(origin)} holds {len(items)} STAC items; wanted one; make a "
             "file of it, or give all to geounet run or batch"
         )
-    return open_origin(items[0], opener, bands=bands, visual=visual)
+    with _said_of(Path(origin).name):
+        return open_origin(items[0], opener, bands=bands, visual=visual)
 
 
 def _names_of(scene: Scene) -> list[str]:
@@ -721,6 +723,16 @@ def _names_in(table: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(table[key]) for key in keys if table.get(key))
 
 
+@contextmanager
+def _said_of(name: str) -> Iterator[None]:
+    """Say of what is wrong with an asset where it was named."""
+    try:
+        yield
+    except RasterError as error:
+        told = f"{printable(name)}: {error}"
+        raise RasterError(told, code=error.code) from error
+
+
 def _open_item(
     item: Item, opener: Opener, bands: Sequence[str], *, visual: bool
 ) -> Scene:
@@ -743,7 +755,7 @@ def _open_item(
     if lacking:
         there = sorted({names[0] for asset in item.assets for names in asset.bands})
         raise RasterError(
-            f"{printable(item.path.stem)}: no GeoTIFF of the item is called "
+            "no GeoTIFF of the item is called "
             f"{printable(', '.join(lacking))}, which the model wants; there: "
             f"{printable(', '.join(there))}; give the files themselves with --stack",
             code="BANDS",

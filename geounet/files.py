@@ -7,7 +7,9 @@ batches. docs/formats.md says what is in it.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
@@ -54,6 +56,13 @@ _TEXT = {"geojson", "geojsonseq"}
 _ROWS = 8192
 """Features read at once."""
 
+_LONG_AGO = "1970-01-01T00:00:00.000Z"
+_STYLES = """CREATE TABLE IF NOT EXISTS layer_styles (
+    id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
+    f_table_catalog TEXT(256), f_table_schema TEXT(256), f_table_name TEXT(256),
+    f_geometry_column TEXT(256), styleName TEXT(30), styleQML TEXT, styleSLD TEXT,
+    useAsDefault BOOLEAN, description TEXT, owner TEXT(30), ui TEXT(30),
+    update_time DATETIME DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')))"""
 _CLOCK = threading.Lock()
 """Held by the one thread whose file GDAL may date 1970."""
 
@@ -67,6 +76,9 @@ class Layer(NamedTuple):
     batches: Iterable[Features]
     """With outlines in the CRS of the file; read once, one at a time. None at all, or
     empty ones, give a valid empty layer."""
+    style: str = ""
+    """What QGIS draws it by, as a ``.qml`` says it; kept in a GeoPackage, where other
+    formats have no place for it."""
 
 
 def write_features(
@@ -147,9 +159,11 @@ def write_layers(
     streams = {name: _Stream(layer.batches) for name, layer in layers.items()}
     counts = {}
     with _written(path, streams.values()) as partial:
-        for name, (layout, _) in layers.items():
+        for name, (layout, _, style) in layers.items():
             target = _Target(partial, layout, source, name, decimals, Tally())
             counts[name] = _WRITERS[key](target, streams[name])
+            if key == "gpkg" and style:
+                _embed(target, style)
             twin = _twin(target) if key == "gpkg" else b""
             wanted = Wanted(name, counts[name], source, target.tally, twin)
             check_file(partial, key, wanted)
@@ -404,6 +418,41 @@ def _write_geopackage(
     return _write_gdal(target, stream, driver="GPKG", into=into, **options)
 
 
+def _embed(target: _Target, style: str) -> None:
+    """Put a layer's style into its GeoPackage, in the table in which QGIS looks for it.
+
+    See QGIS's `QgsOgrProvider`; dated 1970, as all else there.
+    """
+    with (
+        _sqlite_speaking(),
+        contextlib.closing(sqlite3.connect(target.path)) as db,
+        db,
+    ):
+        db.execute(_STYLES)
+        db.execute(
+            "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, "
+            "f_geometry_column, styleName, styleQML, styleSLD, useAsDefault, "
+            "description, owner, ui, update_time) "
+            "SELECT '', '', table_name, column_name, table_name, ?, '', 1, '', '', '', "
+            "? FROM gpkg_geometry_columns WHERE table_name = ?",
+            (style, _LONG_AGO, target.layer),
+        )
+        db.execute(
+            "INSERT OR IGNORE INTO gpkg_contents (table_name, data_type, identifier, "
+            "description, last_change, srs_id) "
+            "VALUES ('layer_styles', 'attributes', 'layer_styles', '', ?, 0)",
+            (_LONG_AGO,),
+        )
+
+
+@contextmanager
+def _sqlite_speaking() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise OSError(str(error)) from error
+
+
 def _twin(target: _Target) -> bytes:
     """Return a GeoPackage with the same layer and no features, made in memory."""
     file = BytesIO()
@@ -468,7 +517,7 @@ def _clock_stopped() -> Iterator[None]:
 
     with _CLOCK:
         before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
-        stopped = {"OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z"}
+        stopped = {"OGR_CURRENT_DATE": _LONG_AGO}
         pyogrio.set_gdal_config_options(stopped)
         try:
             yield

@@ -196,9 +196,7 @@ class _Scoring:
         stretch = _stretch(work)
         timed = partial(_timed_pass, predictor, pixels, stretch)
         first = timed(shapes[0])
-        little, much = (
-            median(timed(shape) for _ in range(PASSES)) for shape in shapes
-        )
+        little, much = (median(timed(shape) for _ in range(PASSES)) for shape in shapes)
         least, most = (_pass_work(work, predictor, shape) for shape in shapes)
         score = max((much - little) / max(1, most - least), much / most / 2)
         return cls(

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from geounet.classes import COLOURS
 from geounet.deepness import facts_of, is_for_deepness
 from geounet.errors import ModelError, OutputError
 from geounet.exactness import measure
@@ -49,12 +50,6 @@ KINDS = (
     "a .onnx file, a folder of segmentation_models_pytorch's save_pretrained, a state "
     "dict (.pt, .pth, .safetensors), or a STAC item of a model (.json)"
 )
-COLOURS = {
-    "building": "#d7301f",
-    "road": "#f2c230",
-    "water": "#2b7bba",
-    "vegetation": "#4a9a4a",
-}
 OTHERS = ("#984ea3", "#ff7f00", "#a65628", "#f781bf", "#999999", "#66c2a5")
 """Colours of other classes, in turn."""
 BYTES = (0.0, 255.0)

@@ -65,19 +65,19 @@ class Sectioned(click.Command):
         self, ctx: click.Context, formatter: click.HelpFormatter
     ) -> None:
         """Write the options, those of a section together."""
-        left = [param for param in self.get_params(ctx) if param.get_help_record(ctx)]
+        left = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
         for heading, names in self.sections.items():
             here = [param for param in left if {*param.opts} & {*names}]
             left = [param for param in left if param not in here]
             _write_section(ctx, formatter, heading, here)
-        _write_section(ctx, formatter, "Other options", left)
+        _write_section(ctx, formatter, "Options", left)
 
 
 def _write_section(
     ctx: click.Context,
     formatter: click.HelpFormatter,
     heading: str,
-    params: Sequence[click.Parameter],
+    params: Sequence[click.Option],
 ) -> None:
     records = [record for param in params if (record := param.get_help_record(ctx))]
     if records:

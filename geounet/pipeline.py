@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
@@ -28,11 +28,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geounet import __version__
+from geounet.bands import called
 from geounet.classes import (
     NODATA,
     ClassTable,
     classify,
 )
+from geounet.clipping import Clip, in_whole
+from geounet.composites import Origin
+from geounet.display import read_class, result_html
 from geounet.errors import (
     ConfigError,
     GeounetError,
@@ -52,7 +56,6 @@ from geounet.planning import (
     Plan,
     Receipt,
     Recipe,
-    band_names,
     choose_lanes,
     input_identity,
     make_recipe,
@@ -61,6 +64,7 @@ from geounet.planning import (
 )
 from geounet.progress import Report, printable
 from geounet.raster import (
+    Cropped,
     Scene,
     footprint,
     make_folder,
@@ -70,14 +74,19 @@ from geounet.raster import (
     writing,
 )
 from geounet.recovery import failure_of
-from geounet.report import write_preview
+from geounet.report import credits_of, write_preview
 from geounet.schedule import connect, run_tasks
 from geounet.stitching import Kind, Parts, write_mask, write_scores
+from geounet.stretching import KEPT as PERCENTILES
+from geounet.stretching import stretch_of
 from geounet.tiling import Tile, TileGrid
 from geounet.tracing import mask_counts
+from geounet.uploads import Destination, working_folder
 from geounet.vectors import Traced, trace_classes, write_class
 
 if TYPE_CHECKING:
+    import geopandas as gpd
+
     from geounet.schedule import Client
 
 P = ParamSpec("P")
@@ -137,10 +146,31 @@ class Result:
     """Features written, by class."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by stage, of which some run beside others, and in total."""
+    destination: str = ""
+    """Where the outputs were uploaded to: their paths are then relative to it."""
+
+    def to_geodataframe(self, class_name: str) -> gpd.GeoDataFrame:
+        """Return the features of a class, or the nodes of one of lines, ``road_nodes``.
+
+        Raises:
+            ConfigError: none of that class were written.
+            RasterError: their file is not on this machine.
+        """
+        return read_class(self.outputs, class_name)
+
+    def _repr_html_(self) -> str:
+        """Show the result in a notebook."""
+        return result_html(
+            self.scene.name,
+            self.outputs,
+            self.features,
+            seconds=None if self.skipped else self.seconds.get("total"),
+            destination=self.destination,
+        )
 
 
 def run(
-    scene: str | Path,
+    scene: Origin,
     output: str | Path,
     *,
     pipeline: str | Path | None = None,
@@ -151,8 +181,10 @@ def run(
     """Turn one GeoTIFF into a class mask, features of each class, and a receipt.
 
     Args:
-        scene: a GeoTIFF.
-        output: folder for the outputs; made if it is not there.
+        scene: a GeoTIFF, or the address of one: https://, s3://, gs:// or az://; a
+            STAC item; or several files as one, by `geounet.composites.origins_of`.
+        output: folder for the outputs, made if it is not there; or the URL of one, as
+            s3://bucket/prefix, to which they are uploaded when all are whole.
         pipeline: a recipe, by file or by the name of a shipped one.
         overwrite: replace outputs that were made from another input, model or with
             other parameters.
@@ -163,12 +195,74 @@ def run(
         GeounetError: one of its kinds, with one line that says what to do.
     """
     recipe = make_recipe(pipeline, options)
-    work = plan(scene, output, recipe=recipe)
+    destination = Destination.of(output)
+    work = plan(scene, working_folder(output), recipe=recipe, remote=True)
+    if destination:
+        return _run_for(destination, work, overwrite=overwrite, report=report)
+    return _run_here(work, overwrite=overwrite, report=report)
+
+
+def _run_here(work: Plan, *, overwrite: bool, report: Report | None) -> Result:
     if work.up_to_date and not overwrite:
         return skipped(work)
-    with scheduler(recipe) as client:
+    with scheduler(work.recipe) as client:
         run_here = partial(run_tasks, client=client)
         return execute(work, run=run_here, overwrite=overwrite, report=report)
+
+
+def _run_for(
+    destination: Destination, work: Plan, *, overwrite: bool, report: Report | None
+) -> Result:
+    """Make the outputs in the destination's workplace, and upload them.
+
+    Raises:
+        OutputError: there are outputs that may not be replaced, or the upload failed.
+    """
+    before = _receipt_at(destination, work)
+    names = {path.name for path in work.outputs.values()}
+    there = destination.sizes(names | (before.sizes.keys() if before else set()))
+    same = before is not None and before.fingerprint == work.fingerprint
+    if before and same and there == before.sizes and not overwrite:
+        result = replace(skipped(work), features=before.features)
+    else:
+        # those that an upload left which was cut short are whole in the workplace
+        begun = before is None and work.up_to_date
+        if there and not (overwrite or same or begun):
+            raise OutputError(
+                f"{destination} has {printable(min(there))}, which is not known to "
+                "come from this input, model and parameters; replace it with "
+                "--overwrite, or choose another destination",
+                code="OUTPUT_EXISTS",
+            )
+        made = work.up_to_date and not overwrite
+        result = _run_here(work, overwrite=not made, report=report)
+        _hand_over(destination, work, sorted(there.keys() - names))
+    return replace(
+        result,
+        outputs={role: Path(path.name) for role, path in work.outputs.items()},
+        receipt=Path(work.receipt.name),
+        skipped=result.skipped and same and not overwrite,
+        destination=str(destination),
+    )
+
+
+def _hand_over(destination: Destination, work: Plan, stale: Sequence[str]) -> None:
+    """Upload the outputs of a scene, the receipt last, and remove them here."""
+    files = [*work.outputs.values(), work.receipt]
+    destination.upload(files, instead_of=stale)
+    for path in reversed(files):
+        path.unlink(missing_ok=True)
+
+
+def _receipt_at(destination: Destination, work: Plan) -> Receipt | None:
+    """Return the receipt of a scene that is at a destination, if there is one."""
+    make_folder(work.output)
+    copy = work.path(".there.json")
+    try:
+        fetched = destination.fetch(work.receipt.name, copy)
+        return read_receipt(copy) if fetched else None
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -280,7 +374,7 @@ def abandon(work: Plan, error: BaseException) -> None:
     ended = not isinstance(error, Exception) or isinstance(error, Interrupted)
     if ended or failure_of(error).code in RESUMABLE:
         with contextlib.suppress(OSError):
-            if not parts_of(work).strip(work.receipt.name):
+            if not parts_of(work).strip(work.receipt.name, PERCENTILES):
                 discard(work.staging)
     else:
         discard(work.staging)
@@ -303,7 +397,7 @@ def finish(
         OutputError: a write failed.
     """
     with tidied(work):
-        parts_of(work).strip(work.receipt.name)
+        parts_of(work).strip(work.receipt.name, PERCENTILES)
         if reports is None:
             reports = infer_blocks(work, work.blocks, run=run, clock=clock)
         counts = Counts.of(work, reports)
@@ -385,7 +479,14 @@ def write_rasters(
     with clock.aside("stitch"):
         stitch(work, parts, files)
     with clock.aside("preview"):
-        write_preview(files["preview"], parts, work.shown, dtype=work.scene.dtype)
+        write_preview(
+            files["preview"],
+            parts,
+            work.shown,
+            scene=work.scene,
+            bands=work.bands,
+            credits=credits_of(work.card),
+        )
 
 
 def write_features_of(
@@ -415,7 +516,8 @@ def write_features_of(
 def begin(work: Plan, *, overwrite: bool = False, redo: bool = False) -> None:
     """Make the output and staging folders, and refuse to clobber.
 
-    What another plan has staged of the same scene is removed.
+    What another plan has staged of the same scene is removed. Percentiles of the scene
+    are found here, where they are wanted, once for all tasks.
 
     Args:
         work: the plan.
@@ -425,6 +527,7 @@ def begin(work: Plan, *, overwrite: bool = False, redo: bool = False) -> None:
 
     Raises:
         OutputError: outputs exist that may not be replaced, or a folder cannot be made.
+        RasterError: the scene is damaged, as far as it had to be read.
     """
     there = [path for path in work.outputs.values() if path.exists()]
     receipt = read_receipt(work.receipt)
@@ -442,6 +545,8 @@ def begin(work: Plan, *, overwrite: bool = False, redo: bool = False) -> None:
     for folder in stagings(work):
         if folder != work.staging:
             _supersede(folder, work)
+    with tidied(work), _read_as_planned(work):
+        _stretch_of(work)
 
 
 def _may_replace(
@@ -546,10 +651,14 @@ def check_unchanged(work: Plan, cause: Exception | None = None) -> None:
     Raises:
         RasterError: it has changed, or cannot be looked at.
     """
-    path = work.scene.path
+    path = work.scene.source
     try:
         same = input_identity(work.scene) == work.made_from["input"]
     except FileNotFoundError:
+        same = False
+    except RasterError as error:  # of a server
+        if error.code != "INPUT_MISSING":
+            raise
         same = False
     except OSError as error:
         raise RasterError(
@@ -667,6 +776,8 @@ class InferBlock:
 
     stop: Path | None = None
     """Once this file is there, no block is begun."""
+    clip: Clip | None = None
+    """Which pixels are wanted."""
 
     def __call__(self, block: Tile) -> BlockReport:
         """Score a block and stage its parts, unless that has been done before.
@@ -692,14 +803,19 @@ class InferBlock:
 
     def _computed(self, block: Tile) -> BlockReport:
         predictor = predictor_for(self.engine)
+        scene, placed, grid, clip = self.scene, block, self.grid, self.clip
+        if clip and isinstance(scene, Cropped) and self.engine.blend != "crop":
+            scene, placed, grid = in_whole(scene, block, grid)
+            clip = clip.seen_from(0, 0)
         found = predict_block(
             predictor,
-            self.scene,
-            block,
-            self.grid,
+            scene,
+            placed,
+            grid,
             bands=self.bands,
             stretch=self.stretch,
             blend=self.engine.blend,
+            inside=clip.inside if clip else None,
         )
         mask, best = classify(found.scores, found.validity, self.table)
         kept: dict[Kind, NDArray[np.uint8]] = {"mask": mask, "best": best}
@@ -818,11 +934,12 @@ def infer_blocks(
         scene=work.scene,
         grid=work.grid,
         bands=work.bands,
-        stretch=_stretch_of(work.recipe),
+        stretch=_stretch_of(work),
         table=work.table,
         parts=parts_of(work),
         keep_scores=work.recipe.scores,
         stop=stop,
+        clip=work.clip,
     )
     total = sum(block.core.height * block.core.width for block in blocks)
     reports: list[BlockReport] = []
@@ -837,8 +954,15 @@ def infer_blocks(
     return reports
 
 
-def _stretch_of(recipe: Recipe) -> Stretch | None:
-    return Stretch(low=recipe.scale[0], high=recipe.scale[1]) if recipe.scale else None
+def _stretch_of(work: Plan) -> Stretch | None:
+    """Return how pixel values are mapped, as `begin` has found out."""
+    return stretch_of(
+        work.scene,
+        work.card,
+        work.recipe.scale,
+        work.bands,
+        kept=work.staging / PERCENTILES,
+    )
 
 
 @contextmanager
@@ -876,11 +1000,13 @@ def reduced(work: Plan, times: int) -> Plan:
 
 def _smaller(work: Plan) -> Plan:
     engine, grid, blocks = work.engine, work.grid, work.blocks
-    if engine.batch_size > 1:
+    reach = work.card.reach
+    if engine.batch_size > 1 and not (reach and reach.batch_size):
         engine = replace(engine, batch_size=1)
     else:
         rows, cols = (_halved(core, grid.stride) for core in grid.core_shape)
-        if engine.blend != "crop" or (rows, cols) == grid.core_shape:
+        fixed = engine.blend != "crop" or (reach and reach.tile_size)
+        if fixed or (rows, cols) == grid.core_shape:
             raise ModelError(
                 f"{printable(work.scene.path.name)}: memory does not hold the smallest "
                 f"tile that makes sense, {' x '.join(map(str, grid.tile_shape))} px; "
@@ -936,7 +1062,7 @@ def describe_run(
     extension for the names of fields. Pixels are counted on the working grid, and the
     outputs are those in the staging folder.
     """
-    files = staged_outputs(work)
+    files, stretch = staged_outputs(work), _stretch_of(work)
     return {
         "type": "Feature",
         "stac_version": "1.0.0",
@@ -948,11 +1074,15 @@ def describe_run(
             "geounet:input": work.made_from["input"],
             "geounet:model": {"name": work.card.name, "sha256": work.engine.sha256},
             "geounet:bands": [
-                {"band": band, "name": name}
-                for band, name in zip(
-                    work.bands, band_names(work.scene, work.bands), strict=True
+                {"band": band, "name": name, "as": wanted}
+                for band, name, wanted in zip(
+                    work.bands,
+                    called(work.scene, work.bands),
+                    work.card.band_names,
+                    strict=True,
                 )
             ],
+            **({"geounet:stretch": asdict(stretch)} if stretch else {}),
             "geounet:parameters": work.recipe.model_dump(mode="json"),
             "geounet:versions": versions(),
             "geounet:grid": {

@@ -35,6 +35,7 @@ from geounet.outlining import (
     pixel_size,
 )
 from geounet.progress import Report
+from geounet.qgis import layer_style
 from geounet.raster import Scene, code_of_output, read_tags, writing
 from geounet.recipes import checked
 from geounet.regions import Regions
@@ -177,12 +178,13 @@ def write_class(
         found = _watched(_polygons(traced, entry, written, scene), files[0].name)
         batches = (build_features(*batch, **facts) for batch in found)
         layout = MULTIPOLYGONS if rule.objects else POLYGONS
-        layers = {entry.name: Layer(layout, batches)}
+        style = layer_style(entry, "polygon")
+        layers = {entry.name: Layer(layout, batches, style)}
     else:
         lines, nodes = build_lines(traced.graphs[entry.name], **facts)
         layers = {
-            entry.name: Layer(LINES, [lines]),
-            f"{entry.name}_nodes": Layer(NODES, [nodes]),
+            entry.name: Layer(LINES, [lines], layer_style(entry, "line")),
+            f"{entry.name}_nodes": Layer(NODES, [nodes], layer_style(entry, "point")),
         }
     parts = [layers] if len(files) == 1 else [{n: part} for n, part in layers.items()]
     counts: dict[str, int] = {}

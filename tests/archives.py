@@ -57,7 +57,10 @@ def hashes(output: Path) -> dict[str, str]:
     return found
 
 
-REPORTS = {"report.json", "scenes.csv", "failures.jsonl", "quarantine.txt"}
+REPORTS = {
+    *("report.json", "report.html", "scenes.csv"),
+    *("failures.jsonl", "quarantine.txt"),
+}
 
 
 def _without_volatile(item: Any) -> bytes:

@@ -7,7 +7,9 @@ a textured scene, in blobs: enough for masks and features that can be compared.
 from pathlib import Path
 
 import numpy as np
+import rasterio
 import torch
+from affine import Affine
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
@@ -38,7 +40,7 @@ def save_tiny(
     card = tiny_card(depth=1).model_copy(
         update={"classes": tuple(ClassCard(name=n, colour=COLOURS[n]) for n in classes)}
     )
-    network = random_model(depth=1).network
+    network = random_model(depth=1).unet
     head = torch.nn.Conv2d(network.head.in_channels, len(classes), 1)
     torch.manual_seed(5)
     torch.nn.init.normal_(head.weight, std=3)
@@ -48,4 +50,22 @@ def save_tiny(
         logits = network((pixels[None] - 110) / 60)[0]
         head.bias += bias - logits.flatten(1).quantile(0.75, dim=1)
     save_model(path, network, card)
+    return path
+
+
+def write_rgb(path: Path, pixels: NDArray[np.generic], *, metres: float = 2.0) -> Path:
+    """Write a scene of shape (3, height, width) in UTM 33, and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = pixels.shape
+    profile = {
+        "driver": "GTiff",
+        "count": count,
+        "height": height,
+        "width": width,
+        "dtype": pixels.dtype,
+        "crs": "EPSG:32633",
+        "transform": Affine(metres, 0, 500_000, 0, -metres, 5_000_000),
+    }
+    with rasterio.open(path, "w", **profile) as dst:
+        dst.write(pixels)
     return path

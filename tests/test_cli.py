@@ -87,6 +87,7 @@ def test_run_writes_what_the_function_writes(
     invoke: Invoke, scene: Path, model: Path, tmp_path: Path
 ) -> None:
     options = "--classes water,building --scores --native --tile-size 32 --nodata none"
+    options += " --no-report --no-styles"
     result = invoke(
         "run", scene, "-o", tmp_path / "cli", "--model", model, *options.split()
     )
@@ -429,7 +430,11 @@ def a_scale_upside_down(write_raster: WriteRaster, _: Path) -> list[object]:
         (no_crs, 1, "no coordinate reference system; name it with --assume-crs"),
         (too_few_bands, 1, "has 2 image bands; model tiny wants 3 (red, green, blue)"),
         (complex_pixels, 1, "has pixels of complex64"),
-        (uint16_of_unknown_range, 1, "uint16 pixels and model tiny was trained on 0"),
+        (
+            uint16_of_unknown_range,
+            1,
+            "uint16 pixels and model tiny was trained on uint8",
+        ),
         (too_coarse, 1, "--allow-gsd"),
         (a_pickle, 1, "model.pt is a pickle"),
         (no_such_model, 1, "no shipped model of that name; shipped: aerial-rgb-05m"),
@@ -443,7 +448,11 @@ def a_scale_upside_down(write_raster: WriteRaster, _: Path) -> list[object]:
         (no_such_crs, 1, "'EPSG:nonsense' is no coordinate reference system"),
         (no_such_number, 1, "'EPSG:99999999999' is no coordinate reference system"),
         (no_such_format, 2, "did you mean geojson?"),
-        (a_band_too_many, 1, "taken from 1, 2, 4; choose others with --bands"),
+        (
+            a_band_too_many,
+            1,
+            "has no band 4, called 1 red, 2 green, 3 blue; model tiny",
+        ),
         (a_scale_upside_down, 2, "scale: must be the darkest value, then a greater"),
     ],
     ids=lambda case: case[0].__name__,
@@ -577,7 +586,6 @@ def test_mistakes_of_an_export(
         "--scale 1,2,3",
         "--scale low,high",
         "--nodata black",
-        "--bands red,green",
         "--tile-size 0",
         "--device tpu",
         "--precision int8",
@@ -627,3 +635,60 @@ def test_a_bug_keeps_its_traceback(
     monkeypatch.setattr("geounet.pipeline.run", broken)
     result = invoke("run", scene, "-o", out)
     assert isinstance(result.exception, KeyError)
+
+
+# --- pages ------------------------------------------------------------------------
+
+
+def test_run_leaves_a_page_and_says_where(
+    invoke: Invoke, scene: Path, model: Path, out: Path
+) -> None:
+    result = invoke("run", scene, "-o", out, "--model", model)
+    assert result.exit_code == 0, result.output
+    assert f"look at {out / 'scene_report.html'}" in result.stderr
+    assert "scene_report.html" not in (out / "scene.json").read_text()
+    before = (out / "scene_report.html").read_bytes()
+    assert f"page -> {out / 'scene_report.html'}" in invoke("report", out).stderr
+    assert (out / "scene_report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["run", "batch"])
+def test_no_page_is_written_where_none_is_wanted(
+    invoke: Invoke, scene: Path, model: Path, out: Path, command: str
+) -> None:
+    words = [scene] if command == "run" else [scene.parent, "--no-processes"]
+    result = invoke(command, *words, "-o", out, "--model", model, "--no-report")
+    assert result.exit_code == 0, result.output
+    assert not list(out.rglob("*.html"))
+
+
+def test_batch_leaves_the_page_of_the_archive_alone(
+    invoke: Invoke, scene: Path, model: Path, out: Path
+) -> None:
+    result = invoke(
+        "batch", scene.parent, "-o", out, "--model", model, "--no-processes"
+    )
+    assert result.exit_code == 0, result.output
+    assert list(out.rglob("*.html")) == [out / "report.html"]
+    invoke("report", out, "--scene", "scene")
+    assert (out / "scene_report.html").is_file()
+
+
+def test_a_page_that_fails_does_not_fail_the_run(
+    invoke: Invoke,
+    scene: Path,
+    model: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug\nof two lines")
+
+    monkeypatch.setattr("geounet.overview.write_report", fail)
+    result = invoke("run", scene, "-o", out, "--model", model)
+    assert result.exit_code == 0, result.output
+    assert "no page was written: a bug\\nof two lines" in result.stderr
+
+
+def test_report_says_in_one_line_what_is_wrong(invoke: Invoke, tmp_path: Path) -> None:
+    assert "no receipt of a scene" in mistake(invoke("report", tmp_path))

@@ -369,7 +369,13 @@ CASES: dict[str, Case] = {
     "four-bands": good(23, four_bands()),
     "other-order": good(
         24,
+        drawn(edit=lambda dst: setattr(dst, "descriptions", ("blue", "green", "red"))),
+    ),
+    "other-bands": bad(
+        24,
         drawn(edit=lambda dst: setattr(dst, "descriptions", ("nir", "red", "green"))),
+        "BANDS",
+        "called 1 nir, 2 red, 3 green; model",
     ),
     "uint16": bad(25, drawn(IMAGE.astype("uint16") * 40), "RANGE", "--scale LOW,HIGH"),
     "float32": bad(25, drawn(IMAGE.astype("float32")), "RANGE", "--scale LOW,HIGH"),

@@ -84,8 +84,8 @@ def read(path: Path) -> NDArray[Any]:
     return pixels[0] if len(pixels) == 1 else pixels
 
 
-def features(path: Path) -> gpd.GeoDataFrame:
-    return gpd.read_file(path)
+def features(path: Path, **layer: str) -> gpd.GeoDataFrame:
+    return gpd.read_file(path, **layer)
 
 
 def receipt(result: Result) -> dict[str, Any]:
@@ -757,7 +757,7 @@ def test_an_export_needs_a_folder_to_write_in(done: Result, tmp_path: Path) -> N
 def test_min_area_and_format_of_an_export(done: Result, tmp_path: Path) -> None:
     path = tmp_path / "o.gpkg"
     count = export_features(done.outputs["mask"], path, class_name="water", min_area=50)
-    found = features(path)
+    found = features(path, layer="water")
     assert 0 < count == len(found) < done.features["water"]
     assert found.area_m2.min() >= 50
 
@@ -807,9 +807,9 @@ def test_the_receipt_says_which_bands_were_used_and_what_they_are_called(
     with rasterio.open(scene) as src:
         assert src.colorinterp[1].name == "green"
     assert receipt(go(scene, bands=(3, 2, 1)))["geounet:bands"] == [
-        {"band": 3, "name": "B04"},
-        {"band": 2, "name": "green"},
-        {"band": 1, "name": "B02"},
+        {"band": 3, "name": "B04", "as": "red"},
+        {"band": 2, "name": "green", "as": "green"},
+        {"band": 1, "name": "B02", "as": "blue"},
     ]
 
 

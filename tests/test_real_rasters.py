@@ -43,9 +43,11 @@ def rasters(shared_data: Path) -> Path:
 
 
 REFUSED: Refused = {
+    "CONFIG": {"nlcd.json", "sequence.json"},  # JSON, and no STAC item
     "DRIVER_NOT_ALLOWED": {"389225main_sw_1965_1024.jpg", "white-gemini-iv.vrt"},
     "DTYPE": {"cint16.tif", "slc.tif"},  # complex
     "GCP_ONLY": {"cog_gcps.tif", "cog_gcps_ovr.tif", "test_rpcs.tif"},
+    "INPUT_MISSING": {"stac_no_ext.json"},  # an item; its asset is not here
     "NO_CRS": {"float.tif", "rotated.tif"},
     "NO_GEOREF": {
         "RGB2.byte.tif.msk",
@@ -53,6 +55,7 @@ REFUSED: Refused = {
     },
     "PALETTE": {"cog_cmap.tif", "image_colormap.tif", "image_nocolormap.tif"},
     "TRUNCATED": {"corrupt.tif"},
+    "UNSAFE_NAME": {"stac_alternate.json", "stac_proj.json"},  # assets at addresses
 }
 
 
@@ -63,8 +66,10 @@ def test_of_real_rasters_only_those_are_refused_that_no_option_helps(
         rasters, tmp_path, allow_gsd=True, scale=(0, 255), bands=(1, 1, 1)
     )
     texts = refused.pop("NOT_TIFF")
-    assert {"LICENSE", "README.rst", "N10W110.hgt.zip", "stac_proj.json"} <= texts
+    assert {"LICENSE", "README.rst", "N10W110.hgt.zip"} <= texts
     assert not [name for name in texts if name.endswith(".tif")]
+    items_without_geotiffs = {"stac_netcdf.json", "stac_wrong_stats.json"}
+    assert refused.pop("BANDS") == items_without_geotiffs
     assert refused == REFUSED
     assert len(plans) == 59
 
@@ -75,6 +80,6 @@ def test_without_options_most_real_rasters_do_not_suit_a_model(
     plans, refused = planned(rasters, tmp_path)
     refused.pop("NOT_TIFF")
     lacking = {code: len(refused.pop(code)) for code in ("BANDS", "GSD", "RANGE")}
-    assert lacking == {"BANDS": 22, "GSD": 19, "RANGE": 5}
+    assert lacking == {"BANDS": 24, "GSD": 19, "RANGE": 5}
     assert refused == REFUSED
     assert len(plans) == 59 - 22 - 19 - 5

@@ -21,18 +21,21 @@ NOT_HERE = "not here: "
 OF_AN_ARCHIVE = (
     *("archive", "errors", "foreman", "inference", "jobs", "ledger", "listing"),
     *("locking", "merging", "model", "mosaics", "pipeline", "planning", "raster"),
-    *("recovery", "rehearsal", "seams", "selection", "standing", "stitching"),
+    *("facts", "foreign", "importing", "shelf", "statedicts"),
+    *("recovery", "rehearsal", "remote", "seams", "selection", "standing"),
+    *("stitching", "uploads"),
 )
 """Modules whose errors an archive may meet."""
 NO_CODES = {
     *("COG", "IF_SAFER", "INTERNAL", "JPEG", "OFFSET", "PNG", "SIZE", "TIFF", "VRT"),
     *("AREA_OR_POINT", "IFD_OFFSET", "IMAGE_STRUCTURE", "LAYOUT"),
     *("COMMIT", "NFD", "TRUE", "TRUNCATE", "WAL"),
+    *("EMPTY_DIR", "HEADERS", "SERIAL"),
     "ERROR",  # of the base class, which nobody raises
     "TRAINING",  # of another command
 }
 """Other words in capitals there, of GDAL, SQLite and Unicode."""
-SETTING = re.compile(r"(GDAL|CPL|OGR|GEOUNET|CUDA)_\w+")
+SETTING = re.compile(r"(GDAL|CPL|OGR|GEOUNET|CUDA|XDG)_\w+")
 
 
 def section(title: str) -> str:

@@ -24,6 +24,9 @@ from geounet.tracing import trace_mask
 from geounet.vectors import export_features
 from tests.conftest import WriteRaster
 
+# the layer comes first; beside it lies its style
+pytestmark = pytest.mark.filterwarnings("ignore:More than one layer found")
+
 VALUES = {"building": 1, "road": 2, "water": 3}
 METRES = 0.5
 STYLES: dict[str, dict[str, Any]] = {
@@ -316,7 +319,8 @@ def test_centrelines_come_with_their_nodes(
     )
     if suffix == ".gpkg":
         assert sorted(tmp_path.glob("r*")) == [path]
-        assert [name for name, _ in pyogrio.list_layers(path)] == ["road", "road_nodes"]
+        layers = [name for name, _ in pyogrio.list_layers(path)]
+        assert layers == ["road", "road_nodes", "layer_styles"]
         lines, nodes = (gpd.read_file(path, layer=n) for n in ("road", "road_nodes"))
     else:
         beside = tmp_path / f"r_nodes{suffix}"

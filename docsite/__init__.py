@@ -1,0 +1,1 @@
+"""What makes the pages of docs/: the site, the page of commands, the picture."""
