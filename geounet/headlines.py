@@ -116,9 +116,10 @@ def closing_lines(summary: Summary) -> list[str]:
     done = summary.ended.get("done", 0)
     unchanged = summary.reasons.get("unchanged", 0) + summary.ended.get("skipped", 0)
     speed = summary.pixels / 1e6 / max(summary.seconds, 1e-3)
+    pace = f" ({speed:.1f} Mpx/s)" if summary.pixels else ""
     lines = [
         f"{done} done, {unchanged} unchanged, {summary.bad} bad, {summary.left} left, "
-        f"in {summary.seconds:.0f} s ({speed:.1f} Mpx/s) -> {summary.folder}"
+        f"in {summary.seconds:.0f} s{pace} -> {summary.folder}"
     ]
     if summary.stopped_by:
         lines.append(

@@ -142,31 +142,47 @@ def _here(
 
     with ExitStack() as stack:
         try:
-            cluster = stack.enter_context(
-                LocalCluster(
-                    n_workers=0 if gpus else workers if processes else 1,
-                    # a second thread reads and writes while the first computes
-                    threads_per_worker=2 if processes else workers,
-                    processes=processes,
-                    # also without a dashboard Dask serves HTTP: on this machine only
-                    dashboard_address=LOOPBACK,
-                    worker_dashboard_address=LOOPBACK,
-                    scheduler_kwargs={"dashboard": False},
-                    # a process that takes more than its share is ended before the
-                    # system ends another one; threads of this one cannot be
-                    memory_limit=available_memory() // workers if processes else 0,
-                    preload=list(preload),
+            with _ctrl_c_held_back():
+                cluster = stack.enter_context(
+                    LocalCluster(
+                        n_workers=0 if gpus else workers if processes else 1,
+                        # a second thread reads and writes while the first computes
+                        threads_per_worker=2 if processes else workers,
+                        processes=processes,
+                        # also without a dashboard Dask serves HTTP: here only
+                        dashboard_address=LOOPBACK,
+                        worker_dashboard_address=LOOPBACK,
+                        scheduler_kwargs={"dashboard": False},
+                        # a process that takes more than its share is ended before the
+                        # system ends another one; threads of this one cannot be
+                        memory_limit=available_memory() // workers if processes else 0,
+                        preload=list(preload),
+                    )
                 )
-            )
-            client = stack.enter_context(Client(cluster))
-            _add_lanes(cluster, gpus)
-            client.wait_for_workers(len(cluster.worker_spec))
+                client = stack.enter_context(Client(cluster))
+                _add_lanes(cluster, gpus)
+                client.wait_for_workers(len(cluster.worker_spec))
         except (OSError, RuntimeError) as error:
             raise ConnectionError(
                 f"local workers cannot be started: {_first_cause(error)}; see ulimit "
                 "-n and -u, or take fewer --workers"
             ) from error
         yield client
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Have processes that are started meanwhile never hear of Ctrl-C.
+
+    A terminal sends it to all that run in it. Whether work goes on is for the parent to
+    say, also while a worker is still being started: a thread or process that is begun
+    inherits what its beginner does not hear. What comes meanwhile is heard at the end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _first_cause(error: BaseException) -> BaseException:

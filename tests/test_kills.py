@@ -305,6 +305,24 @@ def test_ctrl_c_drains_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
+def test_ctrl_c_while_workers_are_being_started_is_no_other(
+    scenes: Path, model: Path, golden: dict[str, str], tmp_path: Path
+) -> None:
+    process = begun(scenes, tmp_path, model, "--workers", "2")
+    while not (workers := workers_of(process)) and process.poll() is None:
+        time.sleep(0.01)
+    for each in (*workers, process):
+        each.send_signal(signal.SIGINT)
+    found, words = ended(process)
+    assert found == 130, words
+    assert "to go on: geounet batch" in words
+    assert "Traceback" not in words
+    found, words = ended(begun(scenes, tmp_path, model, "--workers", "2"))
+    assert found == 1, words
+    check(tmp_path, golden)
+
+
+@pytest.mark.slow
 def test_ctrl_c_twice_ends_at_once_and_loses_nothing(
     scenes: Path, model: Path, golden: dict[str, str], tmp_path: Path
 ) -> None:
