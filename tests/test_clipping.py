@@ -329,7 +329,7 @@ def test_features_are_cut_at_the_areas_edge(
     aoi = saved(tmp_path / "aoi.gpkg", on_map(star()))
     part = go(scene, "part", aoi=str(aoi), format="gpkg", tile_size=TILE)
     mask, grid = pixels_of(part.outputs["mask"])
-    found = gpd.read_file(part.outputs["building"]).to_crs(CRS)
+    found = gpd.read_file(part.outputs["building"], layer="building").to_crs(CRS)
     burned = rasterio.features.rasterize(
         found.geometry, out_shape=mask.shape[1:], transform=grid
     )
