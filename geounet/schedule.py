@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -178,6 +179,8 @@ def _ctrl_c_held_back() -> Iterator[None]:
     say, also while a worker is still being started: a thread or process that is begun
     inherits what its beginner does not hear. What comes meanwhile is heard at the end.
     """
+    # it would be started with the first process, and let signals through after that
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
