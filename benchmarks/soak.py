@@ -28,9 +28,8 @@ import psutil
 from numpy.typing import NDArray
 
 from benchmarks.jobs import Results, show
+from geounet.accounts import BOOKS, LEDGER
 from geounet.archive import (
-    BOOKS,
-    LEDGER,
     decided,
     on_device,
     parameters_of,

@@ -31,6 +31,8 @@ from geounet.raster import replacing
 
 log = logging.getLogger(__name__)
 
+BOOKS, LEDGER = ".geounet", "ledger.sqlite"
+"""Folder of an archive's own files, below the output folder, and its ledger there."""
 REPORT, SCENES = "report.json", "scenes.csv"
 FAILURES, QUARANTINE = "failures.jsonl", "quarantine.txt"
 """Names of the reports, in the output folder."""

@@ -22,11 +22,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from geounet.accounts import write_accounts
+from geounet.accounts import BOOKS, LEDGER, write_accounts
 from geounet.atlas import write_atlas
+from geounet.composites import Item, Origin, item_of_parts
 from geounet.errors import (
     ConfigError,
     GeounetError,
@@ -42,7 +44,7 @@ from geounet.jobs import Introduction, Job, deciding_versions, introduce
 from geounet.ledger import Ledger, SceneRow, claim_of
 from geounet.listing import Listed, list_scenes
 from geounet.locking import locked
-from geounet.model import sha256_of
+from geounet.model import load_card, sha256_of
 from geounet.mosaics import Prefer
 from geounet.pipeline import sweep_staging, versions
 from geounet.planning import (
@@ -57,14 +59,11 @@ from geounet.planning import (
 from geounet.raster import available_cores, make_folder, writing
 from geounet.recovery import Breaker, Failure
 from geounet.schedule import Crew, available_memory, employed
-from geounet.selection import Decision, decide, identity_of
+from geounet.selection import Decision, Inquiry, decide
 from geounet.shelf import find_native
 
 log = logging.getLogger(__name__)
 
-BOOKS = ".geounet"
-"""Folder of an archive's own files, below the output folder."""
-LEDGER = "ledger.sqlite"
 LANE_BYTES = 3 * 2**30
 """Memory that a process of the shipped model may come to need, with a second scene
 being read and written meanwhile."""
@@ -143,7 +142,8 @@ def run_archive(
     Args:
         archive: a folder, searched recursively for .tif and .tiff; a glob pattern; a
             text file with one path a line; a STAC catalogue or ItemCollection; or
-            the failures.jsonl of an earlier run.
+            the failures.jsonl of an earlier run. With the option ``allow_remote``
+            those files may name addresses.
         output: folder for the outputs; folders of the archive are kept below it.
         pipeline: a recipe, by file or by the name of a shipped one.
         overwrite: redo everything.
@@ -169,7 +169,7 @@ def run_archive(
     output = Path(output).absolute()
     tolerated = _tolerated(fail_on)
     recipe = settled(pipeline, options)
-    scenes = list_scenes(archive, output, retry=retry)
+    scenes = listed_by(recipe, archive, output, retry=retry)
     first = next(scenes)  # if there is none, this says so before anything is made
     books = output / BOOKS
     make_folder(books)
@@ -246,6 +246,8 @@ class _Run:
     breaker: Breaker | None
     timeout: float | None
     audience: Audience
+    origins: dict[str, Origin] = field(default_factory=dict, repr=False)
+    """What to open of scenes of which the ledger has not all; see `remembered`."""
 
     def work(
         self,
@@ -278,7 +280,7 @@ class _Run:
         """Put the scenes into the ledger, each with whether and why it is taken."""
         for number, decisions in enumerate(
             decided(
-                scenes,
+                remembered(scenes, self.origins),
                 ledger,
                 parameters=parameters_of(recipe),
                 output=self.output,
@@ -306,6 +308,7 @@ class _Run:
         def job_for(row: SceneRow) -> Job:
             return Job(
                 path=row.path,
+                origin=self.origins.get(row.path),
                 output=str(self.output / row.folder),
                 stem=row.stem,
                 recipe=recipe,
@@ -363,19 +366,22 @@ def decided(
 
     Without a ledger every scene is new.
     """
+    inquiry = Inquiry()
 
     def whole(row: SceneRow) -> bool:
         return outputs_whole(output / row.folder, row)
 
     scenes = iter(scenes)
     while some := list(itertools.islice(scenes, CHUNK)):
-        rows = ledger.known([str(listed.path) for listed in some]) if ledger else {}
+        rows = ledger.known([listed.key for listed in some]) if ledger else {}
         some = named(some, rows, ledger)
+        sound = [listed for listed in some if listed.problem is None]
+        identities = iter(inquiry.identities(sound))
         yield [
             decide(
                 listed,
-                rows.get(str(listed.path)),
-                identity=identity_of(listed.path),
+                rows.get(listed.key),
+                identity="" if listed.problem else next(identities),
                 parameters=parameters,
                 retry=retry,
                 overwrite=overwrite,
@@ -385,20 +391,56 @@ def decided(
         ]
 
 
+def listed_by(
+    recipe: Recipe, archive: str | Path, output: Path, *, retry: str | None
+) -> Iterator[Listed]:
+    """Find the scenes of an archive, as a recipe would have them; see `list_scenes`.
+
+    Raises:
+        ConfigError: as there.
+    """
+    card = load_card(find_native(recipe.model))
+    return list_scenes(
+        archive,
+        output,
+        retry=retry,
+        remote=recipe.allow_remote,
+        compose=partial(
+            item_of_parts, bands=recipe.bands_wanted(card), visual=recipe.sees(card)
+        ),
+    )
+
+
+def remembered(
+    scenes: Iterable[Listed], origins: dict[str, Origin]
+) -> Iterator[Listed]:
+    """Give scenes on, and keep what the ledger has only a part of.
+
+    That is addresses with a secret in them, and the files of STAC items.
+    """
+    for listed in scenes:
+        if isinstance(listed.item, Item):
+            origins[listed.key] = listed.item
+        elif listed.address and listed.address.url != listed.key:
+            origins[listed.key] = listed.address.url
+        yield listed
+
+
 def named(
     scenes: list[Listed], rows: Mapping[str, SceneRow], ledger: Ledger | None
 ) -> list[Listed]:
     """Return scenes with the names that they had, and those that no other has.
 
     The same scene may be listed by way of another folder or list, and another scene of
-    the same name from elsewhere: outputs of neither are to be lost.
+    the same name from elsewhere: outputs of neither are to be lost. What was refused
+    before had no outputs, and its name was not a plain one.
     """
     claims = [claim_of(listed.folder, listed.stem) for listed in scenes]
     holders = ledger.holders(claims) if ledger else {}
     kept = []
     for listed, claim in zip(scenes, claims, strict=True):
-        path = str(listed.path)
-        if row := rows.get(path):
+        path, row = listed.key, rows.get(listed.key)
+        if row and (row.identity or row.outputs):
             kept.append(replace(listed, folder=row.folder, stem=row.stem))
         elif holders.get(claim, path) != path:
             digits = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]

@@ -299,7 +299,7 @@ SECTIONS = {
     "What is read": (
         *("--stack", "--mosaic", "--name", "--bands", "--scale", "--nodata", "--aoi"),
         *("--bbox", "--bbox-crs", "--assume-crs", "--allow-driver", "--max-pixels"),
-        "--allow-gsd",
+        *("--allow-gsd", "--allow-remote"),
     ),
     "What is found, and written": (
         *("--output", "--pipeline", "--model", "--classes", "--format", "--native"),
@@ -336,7 +336,8 @@ def main(ctx: click.Context, *, verbose: bool, quiet: bool) -> None:
     eval "$(_GEOUNET_COMPLETE=bash_source geounet)"; zsh and fish likewise.
     """
     level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
-    logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
+    form = "%(name)s: %(message)s" if verbose else "%(message)s"
+    logging.basicConfig(level=level, format=form, stream=sys.stderr)
     ctx.obj = Progress(quiet=quiet)
 
 
@@ -603,6 +604,13 @@ def export(
 @main.command(cls=Sectioned, sections=SECTIONS)
 @click.argument("archive", shell_complete=completion.files)
 @_run_options
+@click.option(
+    "--allow-remote",
+    is_flag=True,
+    default=None,
+    help="Also read scenes at addresses (https://, s3://, gs://, az://) that a list, "
+    "catalogue or report names.",
+)
 @click.option(
     "--retry",
     metavar="WHAT",

@@ -741,16 +741,13 @@ def _open_item(
     Raises:
         RasterError: a band is in none.
     """
-    assets = [asset for asset in item.assets if visual or not asset.visual]
-    assets.sort(key=lambda asset: (not asset.visual, asset.ground_size))
-    for asset in assets:
-        found = [_places(band, [asset]) for band in bands]
-        if len(asset.bands) > 1 and all(found):
-            part = Part(scene=opener(asset.href), bands=tuple(f[0][1] for f in found))
-            _check_count(part.scene, asset)
-            return stacked([part], bands, item.path)
-    single = [asset for asset in assets if len(asset.bands) == 1]
-    found = [_places(band, single) for band in bands]
+    assets = _usable(item, visual=visual)
+    if whole := _with_all(bands, assets):
+        asset, numbers = whole
+        part = Part(scene=opener(asset.href), bands=numbers)
+        _check_count(part.scene, asset)
+        return stacked([part], bands, item.path)
+    found = _one_each(bands, assets)
     lacking = [band for band, places in zip(bands, found, strict=True) if not places]
     if lacking:
         there = sorted({names[0] for asset in item.assets for names in asset.bands})
@@ -763,6 +760,56 @@ def _open_item(
     scenes = [opener(places[0][0].href) for places in found]
     parts = [Part(scene=scene, bands=scene.image_bands[:1]) for scene in scenes]
     return stacked(parts, bands, item.path)
+
+
+def item_of_parts(
+    table: Mapping[str, Any], path: Path, *, bands: Sequence[str], visual: bool
+) -> Item | None:
+    """Return an item with those GeoTIFFs alone that make one scene for a model.
+
+    None if one of them will do, as far as the item says: it has all bands, or was made
+    to be looked at. Also if some band is in none.
+
+    Args:
+        table: the item; it may be anybody's.
+        path: of the file that it is in.
+        bands: what the model calls its bands, in its order.
+        visual: whether it takes what was made to be looked at.
+    """
+    item = _item(table, path)
+    assets = _usable(item, visual=visual)
+    if _with_all(bands, assets) or any(asset.visual for asset in assets):
+        return None
+    found = _one_each(bands, assets)
+    chosen = tuple(dict.fromkeys(places[0][0] for places in found if places))
+    if not all(found) or len(chosen) == 1:
+        return None
+    return Item(path=item.path, assets=chosen)
+
+
+def _usable(item: Item, *, visual: bool) -> list[Asset]:
+    """Return the assets that a model could take, the best first."""
+    assets = [asset for asset in item.assets if visual or not asset.visual]
+    return sorted(assets, key=lambda asset: (not asset.visual, asset.ground_size))
+
+
+def _with_all(
+    bands: Sequence[str], assets: Sequence[Asset]
+) -> tuple[Asset, tuple[int, ...]] | None:
+    """Return the first asset that has all bands, and which of its own they are."""
+    for asset in assets:
+        found = [_places(band, [asset]) for band in bands]
+        if len(asset.bands) > 1 and all(found):
+            return asset, tuple(places[0][1] for places in found)
+    return None
+
+
+def _one_each(
+    bands: Sequence[str], assets: Sequence[Asset]
+) -> list[list[tuple[Asset, int]]]:
+    """Return for each band the assets of one band that may be meant."""
+    single = [asset for asset in assets if len(asset.bands) == 1]
+    return [_places(band, single) for band in bands]
 
 
 def _places(band: str, assets: Sequence[Asset]) -> list[tuple[Asset, int]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from geounet.aliases import plain
 from geounet.errors import ConfigError, RasterError
 from geounet.progress import printable
 from geounet.report import thumbnail
@@ -97,7 +98,8 @@ def read_class(outputs: Mapping[str, Path], class_name: str) -> gpd.GeoDataFrame
     try:
         if path.suffix == ".parquet":
             return gpd.read_parquet(path)
-        return gpd.read_file(path, layer=layer)
+        with plain(path) as named:
+            return gpd.read_file(named, layer=layer)
     except (RuntimeError, ValueError, OSError) as error:  # pyogrio's and Arrow's
         reason = str(error).partition("\n")[0]
         raise RasterError(f"cannot read {printable(path)}: {reason}") from error

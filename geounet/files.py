@@ -13,7 +13,7 @@ import sqlite3
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import pyproj
 import shapely
 
+from geounet.aliases import plain
 from geounet.errors import ConfigError, GeounetError, OutputError, RasterError
 from geounet.features import (
     NUMBER,
@@ -391,10 +392,10 @@ def _write_gdal(
     rows = _Stream(_tallied(_regrouped(batches), target.tally))
     reader = pa.RecordBatchReader.from_batches(schema, iter(rows))
     try:
-        with _clock_stopped():
+        with _clock_stopped(), _given(into or target.path) as given:
             pyogrio.write_arrow(
                 reader,
-                into or target.path,
+                given,
                 layer=target.layer,
                 driver=driver,
                 geometry_name=GEOMETRY,
@@ -408,6 +409,11 @@ def _write_gdal(
             raise OSError(str(error)) from error
         raise
     return rows.rows
+
+
+def _given(into: Path | BytesIO) -> AbstractContextManager[Path | BytesIO]:
+    """Return what pyogrio writes to."""
+    return nullcontext(into) if isinstance(into, BytesIO) else plain(into)
 
 
 def _write_geopackage(
@@ -567,7 +573,8 @@ def describe_file(path: Path) -> Stored:
         else:
             import pyogrio
 
-            info = pyogrio.read_info(path, layer=0)
+            with plain(path) as named:
+                info = pyogrio.read_info(named, layer=0)
             crs, kind = info["crs"], info["geometry_type"] or ""
     return Stored(map_crs(crs), grouped=kind.startswith("Multi"))
 
@@ -626,14 +633,17 @@ def _by_gdal(
 ) -> Iterator[pa.RecordBatch]:
     import pyogrio
 
-    with pyogrio.open_arrow(
-        path,
-        layer=0,
-        columns=names,
-        read_geometry=geometries,
-        batch_size=_ROWS,
-        use_pyarrow=True,
-    ) as (facts, reader):
+    with (
+        plain(path) as given,
+        pyogrio.open_arrow(
+            given,
+            layer=0,
+            columns=names,
+            read_geometry=geometries,
+            batch_size=_ROWS,
+            use_pyarrow=True,
+        ) as (facts, reader),
+    ):
         for batch in reader:
             columns = dict(zip(batch.schema.names, batch.columns, strict=True))
             if geometries:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from geounet.errors import RasterError
 from geounet.files import Rows, describe_file, read_rows
+from geounet.formats import format_of
 from geounet.ground import map_crs
 from geounet.raster import Scene
 
@@ -39,6 +40,8 @@ SIZES: Floats = 10 ** (np.arange(-4, 49) / 4)
 """Edges of the bins of sizes, in m² or m: four to a power of ten."""
 SCORES: Floats = np.arange(0, 1.0001, 0.05)
 """Edges of the bins of scores."""
+TEXT = frozenset({"geojson", "geojsonseq"})
+"""Formats that are in degrees whatever the scene is in (RFC 7946)."""
 _STEPS = 0.5, 1.0, 2.0
 """Pixels of the picture by which drawn outlines may be simplified: those of a class
 by the first that leaves it half of the vertices that there are."""
@@ -168,7 +171,7 @@ def read_findings(path: Path, frame: Frame) -> Findings:
         RasterError: the file cannot be read, or is not one of ours.
         CRSError: its CRS is not known.
     """
-    crs = describe_file(path).crs
+    crs = _crs_of(path)
     kind, tally = _tallied(path)
     drawn = _simplified(frame.placed(tally.shapes, crs), frame.step)
     there = ~(shapely.is_missing(drawn) | shapely.is_empty(drawn))
@@ -182,6 +185,12 @@ def read_findings(path: Path, frame: Frame) -> Findings:
         drawn=drawn[there],
         numbers=tally.numbers[there],
     )
+
+
+def _crs_of(path: Path) -> pyproj.CRS:
+    """Return the CRS of a file; to say that of text, GDAL would read all of it."""
+    is_text = format_of(path) in TEXT
+    return map_crs("EPSG:4326") if is_text else describe_file(path).crs
 
 
 def _tallied(path: Path) -> tuple[Kind, _Tally]:

@@ -13,6 +13,7 @@ from geounet.foreman import GRACE, Audience, Foreman
 from geounet.jobs import Done
 from geounet.progress import Progress, printable
 from geounet.recovery import Failure
+from geounet.vectors import say_what_takes_long
 
 if TYPE_CHECKING:
     from geounet.accounts import JsonLog
@@ -56,6 +57,8 @@ class Headlines(Audience):
             f"{selected} of {sum(reasons.values())} scenes to do "
             f"({in_words(reasons)}); {lanes} tasks at once"
         )
+        if selected:
+            say_what_takes_long()
         self.event("begun", selected=selected, reasons=dict(reasons), lanes=lanes)
 
     def scene_ended(self, row: SceneRow, outcome: Done | Failure, state: str) -> None:

@@ -16,12 +16,13 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from geounet import __version__
+from geounet.composites import Origin
 from geounet.errors import RasterError
 from geounet.inference import best_precision, resolve_device
 from geounet.model import sha256_of
@@ -54,6 +55,7 @@ class Job:
     """A scene to be done; small and picklable."""
 
     path: str
+    """What the ledger knows it by."""
     output: str
     stem: str
     recipe: Recipe
@@ -62,6 +64,8 @@ class Job:
     """How often its tiles were made smaller, after memory had run out."""
     stop: Path | None = None
     """Work ends before the next block once this file is there."""
+    origin: Origin | None = field(default=None, repr=False)
+    """What to open, if ``path`` does not say all of it."""
     versions: str = ""
     """What `deciding_versions` must be where the job is done, as JSON."""
 
@@ -209,7 +213,13 @@ def begin_scene(job: Job) -> Done | Plan:
         Interrupted: it was not finished, as asked.
     """
     try:
-        work = plan(job.path, job.output, recipe=job.recipe, stem=job.stem)
+        work = plan(
+            job.origin or job.path,
+            job.output,
+            recipe=job.recipe,
+            stem=job.stem,
+            remote=job.recipe.allow_remote,
+        )
     except RasterError as error:
         if error.code == "AOI_OUTSIDE":
             return NOTHING

@@ -36,6 +36,7 @@ from pydantic import (
 from rasterio.errors import NotGeoreferencedWarning
 from shapely import Polygon, box
 
+from geounet.aliases import plain
 from geounet.bands import one_kind, select_bands
 from geounet.classes import EXTENT, IGNORE
 from geounet.errors import ConfigError, CRSError, RasterError, TrainingError
@@ -820,7 +821,8 @@ def _read_features(path: Path) -> gpd.GeoDataFrame:
     if not path.is_file():
         raise RasterError(f"labels {path}: no such file")
     try:
-        features = gpd.read_file(path)
+        with plain(path) as named:
+            features = gpd.read_file(named)
     except (RuntimeError, ValueError) as error:  # pyogrio's are RuntimeErrors
         reason = str(error).partition("\n")[0]
         raise RasterError(f"cannot read labels {path}: {reason}") from error

@@ -16,6 +16,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from geounet.aliases import plain
 from geounet.errors import CRSError, RasterError
 
 LINE, POLYGON = "LineString", "Polygon"
@@ -102,7 +103,9 @@ def joined(layers: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
 def _features(path: Path, wanted: Sequence[str]) -> gpd.GeoDataFrame:
     if path.suffix.lower() in _PARQUET:
         return gpd.read_parquet(path)
-    features = gpd.read_file(path, layer=_layer(path, wanted), columns=[CLASS])
+    layer = _layer(path, wanted)
+    with plain(path) as named:
+        features = gpd.read_file(named, layer=layer, columns=[CLASS])
     if not isinstance(features, gpd.GeoDataFrame):
         raise RasterError(
             f"{path.name} is a table without geometries; wanted {_named(wanted)}"
@@ -112,7 +115,8 @@ def _features(path: Path, wanted: Sequence[str]) -> gpd.GeoDataFrame:
 
 def _layer(path: Path, wanted: Sequence[str]) -> str:
     """Name the layer with what is wanted, or the only one whatever it holds."""
-    layers = gpd.list_layers(path)
+    with plain(path) as named:
+        layers = gpd.list_layers(named)
     if len(layers) == 1:
         return str(layers.name.iloc[0])
     kinds = layers.geometry_type.fillna("").str

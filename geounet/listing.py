@@ -2,14 +2,15 @@
 
 An archive is a folder, a glob pattern, a list of paths, a STAC catalogue on disk, or
 the report of an earlier run. No scene is opened here: names are all that is looked at,
-and a name that must not be used is listed with its problem rather than left out.
+and a name that must not be used is listed with its problem rather than left out. So is
+an address, unless addresses are allowed; what is secret in one is in no name of it.
 
 How a scene's outputs are called depends on the scene alone, but for collisions:
 
 * Folders are mirrored: those below the archive (of a pattern: below its part without
   wildcards; of a list: below the list's own folder). A list may name scenes anywhere
   else; they keep their whole path, as with ``cp --parents``. A STAC item goes by its
-  id, in a folder called as its collection.
+  id, in a folder called as its collection. Of an address the last part counts.
 * What some file system cannot hold, or a terminal would obey, becomes ``_``; what is
   too long is cut; names that an archive's own reports have are left to them. All these
   get ``-`` and 8 hexadecimal digits of the SHA-256 of the scene's path in the archive.
@@ -37,11 +38,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote
 
-from geounet.errors import ConfigError
+from geounet.errors import ConfigError, RasterError
 from geounet.formats import FORMATS
 from geounet.progress import printable
+from geounet.remote import Address
 
 log = logging.getLogger(__name__)
 
@@ -94,12 +97,31 @@ _HEAD = 8192
 """Bytes by which a file is told from another kind."""
 
 
+class _File(Protocol):
+    @property
+    def href(self) -> str:
+        """A path, or an address."""
+
+
+class Assembly(Protocol):
+    """A STAC item whose files are one scene; `geounet.composites.Item` is such."""
+
+    @property
+    def assets(self) -> Sequence[_File]:
+        """Those that are needed."""
+
+
+Compose = Callable[[Mapping[str, Any], Path], Assembly | None]
+"""From a STAC item and the file that it is in to what is put together of it, if one of
+its files alone will not do."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
     """A scene of an archive, and where its outputs go."""
 
     path: Path
-    """Absolute."""
+    """Absolute; of an address, for its name alone."""
     folder: str
     """Of its outputs: relative to the output folder, with ``/``; empty for itself."""
     stem: str
@@ -108,6 +130,23 @@ class Listed:
     """Why it must not be run: a code and a message."""
     acquired: str = ""
     """When it was taken, if a catalogue says so: ISO 8601, in UTC."""
+    address: Address | None = None
+    """Where it is, if that is no file here."""
+    item: Assembly | None = None
+    """What it is put together of, if it is several files; its path names none then."""
+
+    @property
+    def key(self) -> str:
+        """What it is known by: its path, or its address without what is secret."""
+        return str(self.address) if self.address else str(self.path)
+
+    @property
+    def sources(self) -> list[Path | Address]:
+        """Its files, in their order."""
+        if self.item is None:
+            return [self.address or self.path]
+        hrefs = [asset.href for asset in self.item.assets]
+        return [Address.of(href) or Path(href) for href in hrefs]
 
 
 class _Found(NamedTuple):
@@ -119,6 +158,17 @@ class _Found(NamedTuple):
     """As it was found; not yet fit to be a name."""
     problem: Problem | None = None
     acquired: str = ""
+    address: Address | None = None
+    item: Assembly | None = None
+
+
+class _Target(NamedTuple):
+    """What a file that names scenes points to."""
+
+    path: str
+    """Absolute; of an address, without what is secret."""
+    problem: Problem | None = None
+    address: Address | None = None
 
 
 Describe = Callable[[str], _Found]
@@ -128,7 +178,12 @@ Only these paths are kept for a million scenes of one folder; the rest is made a
 
 
 def list_scenes(
-    archive: str | Path, output: Path, *, retry: str | None = None
+    archive: str | Path,
+    output: Path,
+    *,
+    retry: str | None = None,
+    remote: bool = False,
+    compose: Compose | None = None,
 ) -> Iterator[Listed]:
     """Find the scenes of an archive, in a fixed order, each with its own output names.
 
@@ -144,19 +199,23 @@ def list_scenes(
     * a STAC Catalog, Collection, Item or ItemCollection (`stacspec.org`, 1.0 and 1.1)
       and what it links to in its own folder. Of an item's GeoTIFFs the asset
       ``visual`` is taken, else those whose role is ``data``, else those that are no
-      thumbnail; where that leaves several, each is a scene, with its key in its name.
+      thumbnail; where that leaves several, each is a scene, with its key in its name,
+      unless ``compose`` makes one scene of the item.
     * a report of an earlier run (failures.jsonl, report.json, scenes.csv): what failed,
       under the names it has there.
 
     A scene that must not be run is listed with its problem: a name that is not UTF-8,
-    a remote one, one that a catalogue (which may be anybody's) names outside of its own
-    folder. So is a folder that cannot be read.
+    an address (unless ``remote``), one that a catalogue (which may be anybody's) names
+    outside of its own folder. So is a folder that cannot be read.
 
     Args:
         archive: a folder, pattern or file.
         output: the folder for the outputs; it need not be there.
         retry: of a report take only what ended in this state (``failed``,
             ``quarantined``) or with this code; other archives have neither.
+        remote: whether addresses are scenes. Two that differ only in what is secret
+            are not told apart, and neither is run.
+        compose: makes one scene of several files of a STAC item where it can.
 
     Raises:
         ConfigError: at the call, and nothing was listed: there is no such archive, no
@@ -164,7 +223,8 @@ def list_scenes(
             scenes.
     """
     try:
-        scenes = _open(str(archive), _absolute(output), retry)
+        reading = _Reading(output=_absolute(output), remote=remote, compose=compose)
+        scenes = _open(str(archive), reading, retry)
         first = next(scenes, None)
         if first is None:
             raise ConfigError(_nothing_in(_absolute(archive)))
@@ -175,7 +235,17 @@ def list_scenes(
     return itertools.chain([first], scenes)
 
 
-def _open(archive: str, output: Path, retry: str | None) -> Iterator[Listed]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """How files that name scenes are read, and where outputs go."""
+
+    output: Path
+    remote: bool
+    """Whether addresses are scenes."""
+    compose: Compose | None
+
+
+def _open(archive: str, reading: _Reading, retry: str | None) -> Iterator[Listed]:
     """Tell what an archive is, and begin to list it.
 
     Raises:
@@ -184,15 +254,15 @@ def _open(archive: str, output: Path, retry: str | None) -> Iterator[Listed]:
     """
     path = _absolute(archive)
     if path.is_dir():
-        return _below(path, "**", output)
+        return _below(path, "**", reading.output)
     if path.is_file():
-        return _from_file(path, output, retry)
+        return _from_file(path, reading, retry)
     if _REMOTE.match(archive):
         raise ConfigError(
             f"{_redacted(archive)}: remote archives are not read yet; download it first"
         )
     if _MAGIC.search(archive):
-        return _below(*_split_pattern(path), output)
+        return _below(*_split_pattern(path), reading.output)
     raise ConfigError(
         f"{printable(path)}: no such folder, list file or catalogue{_nearest(path)}"
     )
@@ -219,6 +289,8 @@ def _named(
             stem=stem,
             problem=found.problem or _too_long(output, found, stem),
             acquired=found.acquired,
+            address=found.address,
+            item=found.item,
         )
 
 
@@ -396,14 +468,22 @@ def _below(root: Path, pattern: str, output: Path) -> Iterator[Listed]:
     _check_apart(root, output)
     walk = _Walk(root, _Pattern(pattern.split("/")), output)
     for origins, troubles in walk.folders():
-        describe = functools.partial(_describe_file, str(root), troubles)
+        describe = functools.partial(_describe_file, str(root), troubles, {})
         yield from _named(origins, describe, output)
 
 
-def _describe_file(root: str, troubles: Mapping[str, _Found], origin: str) -> _Found:
-    """Describe a file by its path, absolute or in the folder ``root``."""
+def _describe_file(
+    root: str, troubles: Mapping[str, _Found], urls: Mapping[str, str], origin: str
+) -> _Found:
+    """Describe a file by its path, absolute or in the folder ``root``; or an address.
+
+    Of an address with a secret ``urls`` has all of it.
+    """
     if origin in troubles:
         return troubles[origin]
+    if "://" in origin:  # no path has two slashes
+        address = Address(url=urls.get(origin, origin))
+        return _Found(str(address), "", address.path.stem, address=address)
     path = os.path.join(root, origin)  # noqa: PTH118
     within, _, name = origin.rpartition("/")
     stem, _ = os.path.splitext(name)  # noqa: PTH122
@@ -540,7 +620,7 @@ def _code_of(error: OSError) -> str:
 # --- files that name scenes -------------------------------------------------------
 
 
-def _from_file(path: Path, output: Path, retry: str | None) -> Iterator[Listed]:
+def _from_file(path: Path, reading: _Reading, retry: str | None) -> Iterator[Listed]:
     """List what a list, a catalogue or a report names.
 
     Raises:
@@ -555,26 +635,34 @@ def _from_file(path: Path, output: Path, retry: str | None) -> Iterator[Listed]:
         )
     text = head.decode("utf-8-sig", "surrogateescape").lstrip()
     if text.startswith("{"):
-        return _from_json(path, output, retry)
+        return _from_json(path, reading, retry)
     header = text.partition("\n")[0].rstrip().split(",")
     if _COLUMNS.issubset(header):
-        return _from_report(path, _read_csv(path), output, retry)
-    return _from_list(path, output)
+        return _from_report(path, _read_csv(path), reading, retry)
+    return _from_list(path, reading)
 
 
-def _from_list(path: Path, output: Path) -> Iterator[Listed]:
+def _from_list(path: Path, reading: _Reading) -> Iterator[Listed]:
     base = str(path.parent)
     troubles: dict[str, _Found] = {}
+    urls: dict[str, str] = {}
     origins: dict[str, None] = {}
     for text in _read_lines(path):
-        target, problem = _pointed(text, base)
-        origin = target.removeprefix(base.rstrip("/") + "/")
+        target = _pointed(text, base, remote=reading.remote)
+        origin = target.path.removeprefix(base.rstrip("/") + "/")
+        url = target.address.url if target.address else origin
+        if target.problem is None and origin in origins:
+            target = _told_apart(target, urls.get(origin, origin), base)
+        if target.problem:
+            name = target.path.rpartition("/")[2]
+            troubles[origin] = _Found(
+                target.path, "", name, target.problem, address=target.address
+            )
+        elif url != origin:
+            urls[origin] = url
         origins[origin] = None  # each once, in their order
-        if problem:
-            name = target.rpartition("/")[2]
-            troubles[origin] = _Found(target, "", name, problem)
-    describe = functools.partial(_describe_file, base, troubles)
-    return _named(list(origins), describe, output)
+    describe = functools.partial(_describe_file, base, troubles, urls)
+    return _named(list(origins), describe, reading.output)
 
 
 def _read_lines(path: Path) -> Iterator[str]:
@@ -601,20 +689,50 @@ def _unquoted(text: str, source: str) -> str:
         ) from error
 
 
-def _pointed(text: str, base: str) -> tuple[str, Problem | None]:
-    """Return the path that a file in the folder ``base`` names, and what is wrong."""
+def _pointed(text: str, base: str, *, remote: bool) -> _Target:
+    """Return what a file in the folder ``base`` names, and what is wrong with it."""
     path = os.path.normpath(os.path.join(base, text))  # noqa: PTH118
     path = "/" + path.lstrip("/")  # POSIX leaves two slashes as they are
     if _REMOTE.match(text) or path.startswith("/vsi"):
-        plain = _redacted(text)
-        message = f"{plain}: remote scenes are not read yet; download it first"
-        return f"{base}/{plain}", ("UNSAFE_NAME", message)
+        return _elsewhere(text, base, remote=remote)
     problem = _unsafe(path)
     try:
         os.fsencode(path)
     except UnicodeEncodeError:  # from JSON: no file can be called so
         path = printable(path)
-    return path.replace("\0", "\\0"), problem
+    return _Target(path.replace("\0", "\\0"), problem)
+
+
+def _elsewhere(text: str, base: str, *, remote: bool) -> _Target:
+    """Return what is named that is no file here; refused unless it is an address."""
+    plain = _redacted(text)
+    path = f"{base}/{plain}"
+    try:
+        address = Address.of(text)
+    except RasterError as error:
+        if remote:
+            return _Target(path, (error.code, str(error)))
+        address = None
+    if address and remote:
+        return _Target(str(address), None, address)
+    how = "allow it with --allow-remote if you trust who wrote this, or download"
+    message = f"{plain}: is not on a disk; {how if address else 'download'} it first"
+    return _Target(path, ("UNSAFE_NAME", message), address)
+
+
+def _told_apart(target: _Target, url: str, base: str) -> _Target:
+    """Return a target that was named before, as ``url``; refused if that was another.
+
+    Nothing that lasts may hold what they differ in. So it is not known as an address.
+    """
+    if target.address is None or target.address.url == url:
+        return target
+    message = (
+        f"{target.path}: is named several times, with other users or queries, which "
+        "are kept nowhere, so that scenes cannot be told apart by them; download them "
+        "first"
+    )
+    return _Target(f"{base.rstrip('/')}/{target.path}", ("UNSAFE_NAME", message))
 
 
 def _redacted(url: str) -> str:
@@ -624,7 +742,7 @@ def _redacted(url: str) -> str:
     )
 
 
-def _from_json(path: Path, output: Path, retry: str | None) -> Iterator[Listed]:
+def _from_json(path: Path, reading: _Reading, retry: str | None) -> Iterator[Listed]:
     """List what a catalogue or a report of JSON names.
 
     Raises:
@@ -633,15 +751,15 @@ def _from_json(path: Path, output: Path, retry: str | None) -> Iterator[Listed]:
     tables = _read_json(path)
     first = tables[0]
     if len(tables) == 1 and ("type" in first or "stac_version" in first):
-        found = _Catalogue(path).read(first)
-        return _named(list(found), found.__getitem__, output)
+        found = _Catalogue(path, reading).read(first)
+        return _named(list(found), found.__getitem__, reading.output)
     rows = first.get("scenes") if "scenes" in first else tables
     if not isinstance(rows, list) or not all(_is_row(row) for row in rows):
         raise ConfigError(
             f"{printable(path)} is neither a STAC catalogue nor a report of geounet "
             "batch, whose scenes have path, state, folder and stem"
         )
-    return _from_report(path, rows, output, retry)
+    return _from_report(path, rows, reading, retry)
 
 
 def _read_json(path: Path) -> list[dict[str, Any]]:
@@ -691,7 +809,10 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def _from_report(
-    path: Path, rows: Iterable[Mapping[str, Any]], output: Path, retry: str | None
+    path: Path,
+    rows: Iterable[Mapping[str, Any]],
+    reading: _Reading,
+    retry: str | None,
 ) -> Iterator[Listed]:
     """List the scenes of a report that failed, under the names they have there.
 
@@ -712,16 +833,17 @@ def _from_report(
             f"{printable(path)}: no scene failed{wanted}; there: "
             f"{counts or 'no failure'}"
         )
-    return _again(chosen.values(), str(path.parent), output)
+    return _again(chosen.values(), str(path.parent), reading)
 
 
 def _again(
-    rows: Iterable[Mapping[str, Any]], base: str, output: Path
+    rows: Iterable[Mapping[str, Any]], base: str, reading: _Reading
 ) -> Iterator[Listed]:
     """List scenes by their rows; anybody may have changed those."""
     taken: set[str] = set()
+    items = _Items(reading)
     for row in rows:
-        path, problem = _pointed(row["path"], base)
+        path, problem, address = _pointed(row["path"], base, remote=reading.remote)
         folder, stem = _safe_folder(row["folder"]), safe_stem(row["stem"])
         changed = (folder, stem) != (row["folder"], row["stem"])
         key = _key(f"{folder}/{stem}")
@@ -729,14 +851,20 @@ def _again(
             message = f"{printable(path)}: the report has no safe name for it"
             problem = "UNSAFE_NAME", message
         taken.add(key)
-        problem = _same_problem(row, path) or problem
+        item = None
+        if whole := items.found(path):
+            problem, item = problem or whole.problem, whole.item
+        elif address is None:
+            problem = _same_problem(row, path) or problem
         found = _Found(path, folder, stem)
         yield Listed(
             path=Path(path),
             folder=folder,
             stem=stem,
-            problem=problem or _too_long(output, found, stem),
+            problem=problem or _too_long(reading.output, found, stem),
             acquired=_text(row, "acquired"),
+            address=address,
+            item=item,
         )
 
 
@@ -756,10 +884,12 @@ def _same_problem(row: Mapping[str, Any], path: str) -> Problem | None:
 class _Catalogue:
     """The GeoTIFFs of a STAC catalogue and of all that it links to in its folder."""
 
-    def __init__(self, top: Path) -> None:
+    def __init__(self, top: Path, reading: _Reading) -> None:
         self._top, self._base = top, f"{str(top.parent).rstrip('/')}/"
+        self._reading = reading
         self._found: dict[str, _Found] = {}
-        self._paths: set[str] = set()
+        self._origins: dict[str, str] = {}
+        """Of every file that was taken, by its path: where it is in what was found."""
         self._waiting: list[tuple[str, int]] = []
         self._without = 0
 
@@ -773,9 +903,9 @@ class _Catalogue:
                 self._visit(_read_linked(Path(path)), path, depth)
             except OSError as error:
                 message = f"{printable(path)}: cannot be read: {error.strerror}"
-                self._refuse(path, (_code_of(error), message))
+                self._refuse(_Target(path, (_code_of(error), message)))
             except ConfigError as error:
-                self._refuse(path, ("INPUT_UNREADABLE", str(error)))
+                self._refuse(_Target(path, ("INPUT_UNREADABLE", str(error))))
         if self._without:
             log.warning("%d items have no GeoTIFF; passed over", self._without)
         return self._found
@@ -786,49 +916,134 @@ class _Catalogue:
             self._take(item, path)
         links = [link for link in _tables(table.get("links")) if _leads_down(link)]
         for link in reversed(links):  # the last one in is the first one out
-            target, problem = self._pointed(link["href"], path)
-            if problem is None and depth == DEEPEST:
-                problem = "INPUT_UNREADABLE", f"{printable(target)}: linked too deep"
-            if problem:
-                self._refuse(target, problem)
-            elif target not in self._seen:
-                self._seen.add(target)
-                self._waiting.append((target, depth + 1))
+            self._follow(self._pointed(link["href"], path), depth)
 
-    def _pointed(self, href: str, source: str) -> tuple[str, Problem | None]:
-        """Return the path that a file of the catalogue names: it may be anybody's."""
+    def _follow(self, target: _Target, depth: int) -> None:
+        """Go where a link leads, later: to a file of JSON, in the folder."""
+        name = printable(target.path)
+        if target.address:
+            name = str(target.address)
+            message = f"{name}: catalogues are read from a disk only; download it first"
+            target = _Target(f"{self._base}{name}", ("UNSAFE_NAME", message))
+        elif target.problem is None and depth == DEEPEST:
+            problem = "INPUT_UNREADABLE", f"{name}: linked too deep"
+            target = _Target(target.path, problem)
+        if target.problem:
+            self._refuse(target)
+        elif target.path not in self._seen:
+            self._seen.add(target.path)
+            self._waiting.append((target.path, depth + 1))
+
+    def _pointed(self, href: str, source: str) -> _Target:
+        """Return what a file of the catalogue names: it may be anybody's."""
+        base = source.rpartition("/")[0]
         href = href.removeprefix("file://")
-        path, problem = _pointed(href, source.rpartition("/")[0])
-        if problem is None and not path.startswith(self._base):
+        target = _pointed(href, base, remote=self._reading.remote)
+        path, problem, address = target
+        if not (problem or address or path.startswith(self._base)):
             message = (
                 f"{printable(path)}: outside of the catalogue's folder "
                 f"{printable(self._base)}; if you trust it, put its path into a list "
                 "file"
             )
-            problem = "UNSAFE_NAME", message
-        return path, problem
+            return _Target(path, ("UNSAFE_NAME", message))
+        return target
 
-    def _refuse(self, path: str, problem: Problem) -> None:
+    def _refuse(self, target: _Target) -> None:
+        path, problem, address = target
         name = path.rpartition("/")[2]
-        self._found[path.removeprefix(self._base)] = _Found(path, "", name, problem)
+        origin = path.removeprefix(self._base)
+        self._found[origin] = _Found(path, "", name, problem, address=address)
 
     def _take(self, item: Mapping[str, Any], source: str) -> None:
         """Add the scenes of an item, each file once."""
+        compose = self._reading.compose
+        if compose and (whole := compose(item, Path(source))):
+            self._take_whole(item, whole, source)
+            return
         assets = _data_of(item)
         self._without += not assets
         collection, name = _text(item, "collection"), _text(item, "id")
         folder = collection and _safe_part(collection, collection)
         for key, href in assets.items():
-            path, problem = self._pointed(href, source)
+            path, problem, address = target = self._pointed(href, source)
             stem = name or os.path.splitext(path)[0].rpartition("/")[2]  # noqa: PTH122
             if len(assets) > 1:
                 stem += f"_{key}"
-            if path not in self._paths:
-                self._paths.add(path)
+            if path in self._origins:
+                self._tell_apart(target)
+            else:
                 place = path.removeprefix(self._base)
                 origin = "\n".join((collection, name, key, place))
+                self._origins[path] = origin
                 acquired = _acquired(item)
-                self._found[origin] = _Found(path, folder, stem, problem, acquired)
+                self._found[origin] = _Found(
+                    path, folder, stem, problem, acquired, address
+                )
+
+    def _take_whole(
+        self, item: Mapping[str, Any], whole: Assembly, source: str
+    ) -> None:
+        """Add the one scene of an item; what is wrong with a file of it is with all."""
+        collection = _text(item, "collection")
+        name = _text(item, "id") or Path(source).stem
+        targets = (self._pointed(asset.href, source) for asset in whole.assets)
+        problem = next((each.problem for each in targets if each.problem), None)
+        origin = "\n".join((collection, name, source.removeprefix(self._base)))
+        if origin in self._found:
+            message = f"{printable(source)}: has two items {printable(name)}"
+            problem = "UNSAFE_NAME", message
+        self._found[origin] = _Found(
+            _key_of_item(source, collection, name),
+            collection and _safe_part(collection, collection),
+            name,
+            problem,
+            _acquired(item),
+            item=whole,
+        )
+
+    def _tell_apart(self, target: _Target) -> None:
+        """Refuse an address that was taken before, if that was another."""
+        origin = self._origins[target.path]
+        first = self._found[origin]
+        if target.problem or first.address is None:
+            return
+        path, problem, address = _told_apart(target, first.address.url, self._base)
+        self._found[origin] = first._replace(
+            path=path, problem=first.problem or problem, address=address
+        )
+
+
+def _key_of_item(source: str, *names: str) -> str:
+    """Return what an item of a file is known by: it has no slash behind the file."""
+    quoted = [quote(n, safe="", errors="backslashreplace") for n in names if n]
+    return "#".join((source, *quoted))
+
+
+class _Items:
+    """Items of which reports of earlier runs say only what they are known by."""
+
+    def __init__(self, reading: _Reading) -> None:
+        self._reading = reading
+        self._read: dict[str, dict[str, _Found]] = {}
+
+    def found(self, key: str) -> _Found | None:
+        """Look an item up in its file; None for what was none, or is no more."""
+        ends = (place.start() for place in re.finditer("#", key))
+        source = next((key[:end] for end in ends if Path(key[:end]).is_file()), None)
+        if source is None or Path(key).exists():
+            return None
+        if source not in self._read:
+            self._read[source] = self._items_in(source)
+        return self._read[source].get(key)
+
+    def _items_in(self, source: str) -> dict[str, _Found]:
+        try:
+            table = _read_linked(Path(source))
+        except (OSError, ConfigError):
+            return {}
+        found = _Catalogue(Path(source), self._reading).read(table).values()
+        return {each.path: each for each in found if each.item}
 
 
 def _read_linked(path: Path) -> dict[str, Any]:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from geounet.accounts import FAILURES, QUARANTINE, REPORT, SCENES
-from geounet.archive import BOOKS, LEDGER
+from geounet.accounts import BOOKS, FAILURES, LEDGER, QUARANTINE, REPORT, SCENES
 from geounet.errors import ConfigError, RasterError
 from geounet.ledger import STATES, Ledger, Run, SceneRow, State, receipts_below
 from geounet.locking import is_locked
-from geounet.pages import SUFFIX, Account, blank_plot, movers, write_page
+from geounet.pages import SUFFIX, blank_plot, movers, write_page
 from geounet.progress import printable
+from geounet.results import Finished
 from geounet.sheets import (
     FONT,
     INK,
@@ -260,7 +260,7 @@ def _page_of(folder: Path, receipt: Path) -> str:
 def _ring_in(receipt: Path) -> tuple[tuple[float, float], ...]:
     """Return the footprint that a receipt has; none of one that cannot be read."""
     try:
-        return _ring(Account.read(receipt).geometry)
+        return _ring(Finished.read(receipt).geometry)
     except RasterError:
         return ()
 
@@ -294,19 +294,19 @@ def _of_receipts(folder: Path) -> Archive:
 def _told(folder: Path, item: Mapping[str, Any], features: Counter[str]) -> Listed:
     path = _path(folder, item)
     try:
-        account = Account.read(path)
+        done = Finished.read(path)
     except RasterError as error:
         return Listed(name=path.stem, state="done", words=_shortened(str(error)))
-    found = account.part("counts").get("features", {})
+    found = done.part("counts").get("features", {})
     features.update(found)
-    grid = account.part("grid")
+    grid = done.part("grid")
     return Listed(
-        name=printable(account.source),
+        name=printable(done.source),
         state="done",
         features=sum(found.values()),
         pixels=int(grid.get("source_height", 0)) * int(grid.get("source_width", 0)),
-        seconds=float(account.part("seconds").get("total", 0.0)),
-        ring=_ring(account.geometry),
+        seconds=float(done.part("seconds").get("total", 0.0)),
+        ring=_ring(done.geometry),
         page=_page_of(folder, path),
     )
 

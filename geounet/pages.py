@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,6 +39,7 @@ from geounet.pictures import (
 )
 from geounet.progress import printable
 from geounet.raster import Scene, read_tags
+from geounet.results import Finished
 from geounet.sheets import (
     FAINT,
     FONT,
@@ -67,8 +68,6 @@ OPACITY = 0.45
 """Of the mask, at first."""
 CHARTED = 12
 """Classes with histograms: those with the most features."""
-RECEIPT_BYTES = 1 << 20
-"""A larger file is no receipt."""
 FEW_BINS = 12
 _RGB = ("red", "green", "blue")
 _BACKDROP = "#e6eaef"
@@ -76,79 +75,10 @@ _KM, _HA, _KM2 = 1000.0, 10_000.0, 1_000_000.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Account:
-    """A receipt, as far as a page tells of it."""
-
-    path: Path
-    geometry: Any
-    """Footprint, GeoJSON in lon/lat."""
-    properties: Mapping[str, Any]
-    assets: Mapping[str, tuple[str, int]]
-    """Name and bytes of each output, by role; files beside the receipt."""
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read a receipt.
-
-        Raises:
-            RasterError: it cannot be read, or is none.
-        """
-        try:
-            if path.stat().st_size > RECEIPT_BYTES:
-                raise ValueError("it is too large")
-            item = json.loads(path.read_text(encoding="utf-8"))
-            return cls(
-                path=path,
-                geometry=item.get("geometry"),
-                properties={**item["properties"]},
-                assets={
-                    role: (Path(asset["href"]).name, int(asset["file:size"]))
-                    for role, asset in item["assets"].items()
-                },
-            )
-        except OSError as error:
-            raise RasterError(
-                f"{printable(path)}: cannot be read: {error.strerror}; give the "
-                "receipt of a scene, STEM.json"
-            ) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RasterError(
-                f"{printable(path)}: is no receipt of geounet's ({printable(error)}); "
-                "give STEM.json beside the outputs of a scene"
-            ) from error
-
-    def part(self, name: str) -> Mapping[str, Any]:
-        """Return what a receipt says under ``geounet:NAME``."""
-        found = self.properties.get(f"geounet:{name}")
-        return found if isinstance(found, dict) else {}
-
-    @property
-    def stem(self) -> str:
-        """The name of the scene's outputs, without what each adds."""
-        return self.path.stem
-
-    @property
-    def source(self) -> str:
-        """The path or the address of the scene."""
-        known = self.part("input")
-        return str(known.get("path") or known.get("url") or "several files")
-
-    def file(self, role: str) -> Path:
-        """Return where an output is.
-
-        Raises:
-            RasterError: the receipt names none.
-        """
-        if role not in self.assets:
-            raise RasterError(f"{printable(self.path)}: names no {role}; run it again")
-        return self.path.parent / self.assets[role][0]
-
-
-@dataclass(frozen=True, kw_only=True)
 class View:
     """A scene as its page shows it."""
 
-    account: Account
+    done: Finished
     table: ClassTable
     frame: Frame
     photo: str
@@ -172,25 +102,23 @@ def write_page(receipt: str | Path) -> Path:
             are told of on the page.
         OutputError: the page cannot be written.
     """
-    view = look(Account.read(Path(receipt)))
-    account = view.account
-    path = account.path.with_name(f"{account.stem}{SUFFIX}")
+    view = look(Finished.read(Path(receipt)))
+    done = view.done
+    path = done.receipt.with_name(f"{done.stem}{SUFFIX}")
     figures = {"map": _map(view)}
     if any(found.count for found in view.found.values()):
         figures["charts"] = _charts(view)
-    write_sheet(
-        path, title=f"{account.stem} - geounet", body=_body(view), figures=figures
-    )
+    write_sheet(path, title=f"{done.stem} - geounet", body=_body(view), figures=figures)
     return path
 
 
-def look(account: Account) -> View:
+def look(done: Finished) -> View:
     """Read what the page of a scene shows.
 
     Raises:
         RasterError: the mask cannot be read.
     """
-    mask_path = account.file("mask")
+    mask_path = done.file("mask")
     raster, tags = open_mask(mask_path), read_tags(mask_path)
     if CLASSES_TAG not in tags:
         raise RasterError(f"{printable(mask_path)}: names no classes; run it again")
@@ -199,11 +127,11 @@ def look(account: Account) -> View:
     mask = small_mask(raster, shape)
     frame = Frame.of(raster, shape)
     with ThreadPoolExecutor(max_workers=1) as beside:  # GDAL decodes meanwhile
-        photo = beside.submit(_photograph, account, raster, mask)
-        found, unread = _findings(account, frame)
+        photo = beside.submit(_photograph, done, raster, mask)
+        found, unread = _findings(done, frame)
         picture, missing = photo.result()
     return View(
-        account=account,
+        done=done,
         table=classes,
         frame=frame,
         photo=picture,
@@ -214,15 +142,15 @@ def look(account: Account) -> View:
     )
 
 
-def _photograph(account: Account, raster: Scene, mask: Any) -> tuple[str, str]:
+def _photograph(done: Finished, raster: Scene, mask: Any) -> tuple[str, str]:
     """Return the picture of a scene, or why there is none."""
-    path = account.part("input").get("path")
+    path = done.part("input").get("path")
     if not path:
         return "", "it is not one file of this machine"
-    known = dict(account.part("input"))
+    known = dict(done.part("input"))
     try:
         seen = mask != NODATA
-        bands = _bands(account)
+        bands = _bands(done)
         return photograph(
             Path(path), raster, bands=bands, validity=seen, known=known
         ), ""
@@ -230,9 +158,9 @@ def _photograph(account: Account, raster: Scene, mask: Any) -> tuple[str, str]:
         return "", str(error)
 
 
-def _bands(account: Account) -> list[int]:
+def _bands(done: Finished) -> list[int]:
     """Choose the bands of a picture: red, green and blue as the model calls them."""
-    used = account.properties.get("geounet:bands") or [{"band": 1}]
+    used = done.properties.get("geounet:bands") or [{"band": 1}]
     named = {band.get("as") or band.get("name"): int(band["band"]) for band in used}
     if named.keys() >= set(_RGB):
         return [named[name] for name in _RGB]
@@ -241,12 +169,12 @@ def _bands(account: Account) -> list[int]:
 
 
 def _findings(
-    account: Account, frame: Frame
+    done: Finished, frame: Frame
 ) -> tuple[dict[str, Findings], dict[str, str]]:
     found, unread = {}, {}
-    for name in account.part("counts").get("features", {}):
+    for name in done.part("counts").get("features", {}):
         try:
-            found[name] = read_findings(account.file(name), frame)
+            found[name] = read_findings(done.file(name), frame)
         except RasterError as error:
             unread[name] = str(error)
     return found, unread
@@ -586,7 +514,7 @@ def _between(edges: Any) -> int:
 
 def _body(view: View) -> str:
     parts = [
-        f"<h1>{text(view.account.stem)}</h1>",
+        f"<h1>{text(view.done.stem)}</h1>",
         f'<p class="lead">{_lead(view)}</p>',
         section("Map", _notes(view) + '<div id="map"></div>' + _hint(view)),
         section("What was found", _found_table(view)),
@@ -596,12 +524,12 @@ def _body(view: View) -> str:
         note = _note(f"{more} more classes are left out here.") if more > 0 else ""
         parts.append(section("Sizes and scores", f'<div id="charts"></div>{note}'))
     parts.append(section("How it was made", facts(_made(view))))
-    parts.append(section("Files", _files(view.account)))
+    parts.append(section("Files", _files(view.done)))
     return "\n".join(parts)
 
 
 def _lead(view: View) -> str:
-    counts = view.account.part("counts").get("features", {})
+    counts = view.done.part("counts").get("features", {})
     found = ", ".join(f"{_count(count)} {name}" for name, count in counts.items())
     words = f"Found: {found}" if any(counts.values()) else "No features were found"
     wide, high = view.frame.extent
@@ -629,7 +557,7 @@ def _hint(view: View) -> str:
 
 
 def _found_table(view: View) -> str:
-    pixels = view.account.part("counts").get("pixels", {})
+    pixels = view.done.part("counts").get("pixels", {})
     whole = sum(pixels.values()) - pixels.get("nodata", 0)
     drawn = dict(zip(view.found, chosen([*view.found.values()]), strict=True))
     rows = []
@@ -685,23 +613,23 @@ def _area(square_metres: float) -> str:
 
 def _made(view: View) -> Iterator[tuple[str, str]]:
     """Say what a receipt says, in words."""
-    account = view.account
-    model, grid = account.part("model"), account.part("grid")
-    yield "scene", text(account.source)
-    if "size" in account.part("input"):
-        yield "its size", text(size_of(int(account.part("input")["size"])))
+    done = view.done
+    model, grid = done.part("model"), done.part("grid")
+    yield "scene", text(done.source)
+    if "size" in done.part("input"):
+        yield "its size", text(size_of(int(done.part("input")["size"])))
     yield "pixels", text(_grid_words(grid))
     yield "model", text(f"{model.get('name')} (sha256 {model.get('sha256')})")
-    bands = account.properties.get("geounet:bands") or []
+    bands = done.properties.get("geounet:bands") or []
     yield "bands", text(", ".join(_band_words(band) for band in bands))
     yield "computed on", text(f"{grid.get('device')}, in {grid.get('precision')}")
-    yield "done", text(account.properties.get("datetime"))
-    seconds = account.part("seconds").get("total")
+    yield "done", text(done.properties.get("datetime"))
+    seconds = done.part("seconds").get("total")
     if seconds is not None:
         yield "in", text(f"{seconds:,.1f} s")
-    chosen_ones = _parameters(account)
+    chosen_ones = _parameters(done)
     yield "parameters", text(chosen_ones or "the model's and geounet's own")
-    versions = account.part("versions").items()
+    versions = done.part("versions").items()
     yield "by", text(", ".join(f"{name} {version}" for name, version in versions))
 
 
@@ -720,19 +648,19 @@ def _band_words(band: Mapping[str, Any]) -> str:
     return f"{words} as {wanted}" if wanted and wanted != name else words
 
 
-def _parameters(account: Account) -> str:
+def _parameters(done: Finished) -> str:
     """Say what was asked for; what is empty was left to geounet."""
-    given = account.part("parameters").items()
+    given = done.part("parameters").items()
     told = {k: v for k, v in given if v not in (None, False, [], {}, "auto")}
     return ", ".join(f"{name} {json.dumps(value)}" for name, value in told.items())
 
 
-def _files(account: Account) -> str:
+def _files(done: Finished) -> str:
     rows = [
-        (text(role), _file(account.path.parent / name), text(size_of(size)))
-        for role, (name, size) in account.assets.items()
+        (text(role), _file(done.file(role)), text(size_of(size)))
+        for role, (_, size) in done.assets.items()
     ]
-    receipt = ("receipt", link(account.path.name), text("what is above, for programs"))
+    receipt = ("receipt", link(done.receipt.name), text("what is above, for programs"))
     return table(("", "file", ""), [*rows, receipt], numbers=())
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from geounet.report import as_picture, limits_of
 
 LONGEST = 1500
 """Pixels of the longer side of a picture."""
+STRIP_BYTES = 64 * 2**20
+"""Of a scene that are read at once; half of what GDAL keeps."""
 MOST_BYTES = 1_000_000
 """Of a photograph; what is more is compressed harder."""
 QUALITIES = (82, 70, 55, 40, 25)
@@ -92,18 +96,43 @@ def photograph(
         path, georeferenced=False, collar=False, nodata="none", drivers=_DRIVERS
     )
     with reading(path), scene.opened() as src:
-        pixels = src.read(
-            list(bands),
-            window=_window(scene, mask),
-            out_shape=(len(bands), *validity.shape),
-            resampling=Resampling.average,
-        )
+        pixels = _averaged(src, _window(scene, mask), bands, validity.shape)
     plain = scene.dtype == "uint8"
     if not plain:
         validity = validity & np.isfinite(pixels).all(axis=0)
         pixels = np.nan_to_num(pixels)
     limits = None if plain else limits_of(pixels, validity)
     return _jpeg(Image.fromarray(as_picture(pixels, validity, limits=limits)))
+
+
+def _averaged(
+    src: Any,
+    window: tuple[tuple[int, int], tuple[int, int]],
+    bands: Sequence[int],
+    shape: tuple[int, ...],
+) -> NDArray[Any]:
+    """Read (bands, rows, cols) of a window, so many rows at once as GDAL's cache holds.
+
+    GDAL reads one band after the other: of a scene whose pixels have their bands
+    together it would have to decode each block once for every band.
+    """
+    (top, bottom), cols = window
+    row_bytes = (cols[1] - cols[0]) * len(bands) * np.dtype(src.dtypes[0]).itemsize
+    strips = min(shape[0], math.ceil((bottom - top) * row_bytes / STRIP_BYTES))
+    ends = np.linspace(0, shape[0], strips + 1, dtype=int).tolist()
+    step = (bottom - top) / shape[0]
+    return np.concatenate(
+        [
+            src.read(
+                list(bands),
+                window=((top + a * step, top + b * step), cols),
+                out_shape=(len(bands), b - a, shape[1]),
+                resampling=Resampling.average,
+            )
+            for a, b in pairwise(ends)
+        ],
+        axis=1,
+    )
 
 
 def _check_same(path: Path, known: dict[str, Any]) -> None:

@@ -82,7 +82,12 @@ from geounet.stretching import stretch_of
 from geounet.tiling import Tile, TileGrid
 from geounet.tracing import mask_counts
 from geounet.uploads import Destination, working_folder
-from geounet.vectors import Traced, trace_classes, write_class
+from geounet.vectors import (
+    Traced,
+    say_what_takes_long,
+    trace_classes,
+    write_class,
+)
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -422,6 +427,8 @@ def make_outputs(work: Plan, *, run: Run, clock: Clock) -> dict[str, int]:
     parts, files = parts_of(work), staged_outputs(work)
     with provisional(), _writers(work, run) as writers:
         rasters = writers.submit(write_rasters, work, parts, files, clock)
+        if run is not one_by_one:  # a worker is not heard
+            say_what_takes_long(work.tables[e.name] for e in work.featured.entries)
         with clock.stage("trace"):
             traced = trace_classes(
                 parts,

@@ -107,6 +107,8 @@ class Recipe(BaseModel):
     assume_crs: str | None = None
     allow_driver: tuple[str, ...] = ()
     """Formats that are read beside GeoTIFF, by GDAL's names; `DRIVER_RISKS`."""
+    allow_remote: bool = False
+    """Whether lists and catalogues may name addresses; what is typed always may."""
     max_pixels: int = Field(MAX_PIXELS, ge=1)
     """Most pixels of a scene."""
     allow_gsd: bool = False
@@ -197,6 +199,10 @@ class Recipe(BaseModel):
         names = [band for band in self.bands or () if isinstance(band, str)]
         return tuple(names) or card.band_names
 
+    def sees(self, card: Card) -> bool:
+        """Tell whether the model takes what was made to be looked at, of 8 bits."""
+        return card.dtype == "uint8" and self.scale is None
+
     def with_options(self, **options: Any) -> Recipe:
         """Return the recipe with some options replaced; None leaves one as it is.
 
@@ -218,7 +224,7 @@ class Recipe(BaseModel):
         out to be. An area counts by its geometry, whatever file it came in.
         """
         apart = {"workers", "processes", "threads", "scheduler"}
-        apart |= {"allow_driver", "max_pixels"}
+        apart |= {"allow_driver", "allow_remote", "max_pixels"}
         apart |= {"model", "device", "precision"}
         apart |= {"aoi", "bbox", "bbox_crs"}
         apart |= {"area"} if self.area is None else set()
@@ -475,7 +481,7 @@ def plan(
         scene,
         partial(open_file, recipe=recipe, remote=remote),
         bands=recipe.bands_wanted(card),
-        visual=card.dtype == "uint8" and recipe.scale is None,
+        visual=recipe.sees(card),
     )
     if isinstance(opened, Composite):
         opened.check_size(recipe.max_pixels)

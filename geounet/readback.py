@@ -22,6 +22,7 @@ import pyproj
 import shapely
 from numpy.typing import NDArray
 
+from geounet.aliases import plain
 from geounet.errors import OutputError
 from geounet.geojson import FEATURE
 from geounet.geoparquet import GEOMETRY
@@ -176,7 +177,8 @@ def _check_flatgeobuf(path: Path, wanted: Wanted) -> None:
     """Read every feature in the file's order, and nearly all by its index."""
     import pyogrio
 
-    info = pyogrio.read_info(path, force_total_bounds=True)
+    with plain(path) as named:
+        info = pyogrio.read_info(named, force_total_bounds=True)
     if pyproj.CRS.from_user_input(info["crs"]) != wanted.crs:
         raise ValueError("another CRS")
     _check_tally(path, wanted)
@@ -211,9 +213,12 @@ def _batches(path: Path, **how: Any) -> Iterator[pa.RecordBatch]:
     """Yield what GDAL reads, its column of outlines by the name that we give it."""
     import pyogrio
 
-    with pyogrio.open_arrow(path, batch_size=_ROWS, use_pyarrow=True, **how) as (
-        facts,
-        reader,
+    with (
+        plain(path) as given,
+        pyogrio.open_arrow(given, batch_size=_ROWS, use_pyarrow=True, **how) as (
+            facts,
+            reader,
+        ),
     ):
         named = facts["geometry_name"] or "wkb_geometry"
         for batch in reader:

@@ -8,7 +8,7 @@ file may crash whatever opens it; the rest is judged by its size on the disk.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -17,13 +17,21 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from geounet.archive import BOOKS, LEDGER, decided, on_device, parameters_of, settled
+from geounet.accounts import BOOKS, LEDGER
+from geounet.archive import (
+    decided,
+    listed_by,
+    on_device,
+    parameters_of,
+    remembered,
+    settled,
+)
+from geounet.composites import Origin
 from geounet.errors import GeounetError
 from geounet.forecast import forecast
 from geounet.headlines import in_words
 from geounet.inference import resolve_device
 from geounet.ledger import Decision, Ledger
-from geounet.listing import list_scenes
 from geounet.planning import Plan, Recipe, choose_lanes, plan
 
 OPENED = 16
@@ -121,6 +129,8 @@ def rehearse(
     output = Path(output).absolute()
     reasons: Counter[str] = Counter()
     chosen: list[tuple[int, Decision]] = []
+    origins: dict[str, Origin] = {}
+    scenes = listed_by(recipe, archive, output, retry=retry)
     with ExitStack() as stack:
         path = output / BOOKS / LEDGER
         ledger = (
@@ -129,7 +139,7 @@ def rehearse(
             else None
         )
         for decisions in decided(
-            list_scenes(archive, output, retry=retry),
+            remembered(scenes, origins),
             ledger,
             parameters=parameters_of(recipe),
             output=output,
@@ -144,7 +154,7 @@ def rehearse(
         selected=len(chosen),
         file_bytes=sum(size for size, _ in chosen),
         lanes=lanes,
-        sample=_sampled(chosen, output, recipe) if chosen else None,
+        sample=_sampled(chosen, origins, output, recipe) if chosen else None,
     )
 
 
@@ -156,17 +166,19 @@ def _size(path: str) -> int:
 
 
 def _sampled(
-    chosen: Sequence[tuple[int, Decision]], output: Path, recipe: Recipe
+    chosen: Sequence[tuple[int, Decision]],
+    origins: Mapping[str, Origin],
+    output: Path,
+    recipe: Recipe,
 ) -> Sample:
     """Open scenes of all sizes in a process of their own."""
     by_size = sorted(chosen, key=lambda pair: (pair[0], pair[1].path))
     step = max(1, len(by_size) // OPENED)
     some = by_size[step // 2 :: step][:OPENED]
+    places = [(origins.get(d.path, d.path), d.folder, d.stem) for _, d in some]
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
         try:
-            return apart.submit(
-                _look, [(d.path, d.folder, d.stem) for _, d in some], output, recipe
-            ).result()
+            return apart.submit(_look, places, output, recipe).result()
         except BrokenProcessPool:
             return Sample(
                 opened=len(some),
@@ -176,16 +188,24 @@ def _sampled(
             )
 
 
-def _look(scenes: list[tuple[str, str, str]], output: Path, recipe: Recipe) -> Sample:
+def _look(
+    scenes: list[tuple[Origin, str, str]], output: Path, recipe: Recipe
+) -> Sample:
     """Plan some scenes, and rehearse the one of middle size."""
     lane = recipe.with_options(workers=1).model_copy(
         update={"processes": False, "scheduler": None}
     )
     plans: list[Plan] = []
     refused = []
-    for path, folder, stem in scenes:
+    for origin, folder, stem in scenes:
         try:
-            work = plan(path, output / folder, recipe=lane, stem=stem)
+            work = plan(
+                origin,
+                output / folder,
+                recipe=lane,
+                stem=stem,
+                remote=recipe.allow_remote,
+            )
             plans.append(replace(work, up_to_date=False))
         except GeounetError as error:
             refused.append(f"[{error.code}] {error}")
@@ -193,7 +213,7 @@ def _look(scenes: list[tuple[str, str, str]], output: Path, recipe: Recipe) -> S
     sample = Sample(
         opened=len(scenes),
         refused=tuple(refused),
-        file_bytes=sum(work.scene.path.stat().st_size for work in plans),
+        file_bytes=sum(_size(str(work.scene.source)) for work in plans),
         pixels=sum(map(_pixels, plans)),
     )
     return _rehearsed(plans, sample) if plans else sample

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from geounet.bearings import bearings_of, length_words, round_length
 from geounet.classes import NODATA, ClassTable
-from geounet.model import Card
 from geounet.progress import printable
 from geounet.raster import Scene, replacing
 from geounet.stitching import Parts
+
+if TYPE_CHECKING:  # it loads PyTorch, of which a page has no need
+    from geounet.model import Card
 
 OPACITY = 0.65
 RGB = 3

@@ -6,33 +6,135 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from geounet.classes import CLASSES_TAG, ClassTable
-from geounet.errors import ConfigError
+from geounet.errors import ConfigError, RasterError
 from geounet.progress import printable
 from geounet.raster import read_tags
+
+RECEIPT_BYTES = 1 << 20
+"""A larger file is no receipt."""
+_NO_RECEIPT = (ValueError, KeyError, TypeError, AttributeError)
+"""What other JSON raises that is read as one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """The outputs of one scene."""
+    """A scene that is done, as its receipt tells of it.
 
-    stem: str
+    Receipts of any age are read; what one does not say raises a KeyError when it is
+    asked for, unless it is asked for by `part`.
+    """
+
     receipt: Path
-    files: Mapping[str, Path]
-    """By role, those that are there."""
-    scene: Path | None
-    """The file that it was made from, if it is one and still there."""
-    bands: tuple[int, ...]
-    """Of the scene, in the order of the model's."""
-    features: Mapping[str, int]
-    """How many were written, by class."""
-    lines: frozenset[str]
-    """Classes that were written as lines."""
-    bbox: tuple[float, float, float, float]
-    """West, south, east, north in degrees."""
+    geometry: Any
+    """Footprint, GeoJSON in lon/lat; None where it is not told."""
+    properties: Mapping[str, Any]
+    assets: Mapping[str, tuple[str, int]]
+    """By role, what the receipt calls each output, and its bytes."""
+    box: Any
+    """What it says of `bbox`."""
+
+    @classmethod
+    def read(cls, receipt: Path) -> Self:
+        """Read a receipt.
+
+        Raises:
+            RasterError: it cannot be read, or is none.
+        """
+        try:
+            if receipt.stat().st_size > RECEIPT_BYTES:
+                raise ValueError("it is too large")
+            item = json.loads(receipt.read_text(encoding="utf-8"))
+            return cls(
+                receipt=receipt,
+                geometry=item.get("geometry"),
+                properties={**item["properties"]},
+                assets={
+                    role: (asset["href"], int(asset.get("file:size", 0)))
+                    for role, asset in item["assets"].items()
+                    if isinstance(asset["href"], str)
+                },
+                box=item.get("bbox"),
+            )
+        except OSError as error:
+            raise RasterError(
+                f"{printable(receipt)}: cannot be read: {error.strerror}; give the "
+                "receipt of a scene, STEM.json"
+            ) from error
+        except _NO_RECEIPT as error:
+            raise RasterError(
+                f"{printable(receipt)}: is no receipt of geounet's "
+                f"({printable(error)}); give STEM.json beside the outputs of a scene"
+            ) from error
+
+    def part(self, name: str) -> Mapping[str, Any]:
+        """Return what the receipt says under ``geounet:NAME``, if anything."""
+        found = self.properties.get(f"geounet:{name}")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def stem(self) -> str:
+        """The name of the scene's outputs, without what each adds."""
+        return self.receipt.stem
+
+    def file(self, role: str) -> Path:
+        """Return where an output is to be, which is beside the receipt.
+
+        Raises:
+            RasterError: the receipt names none.
+        """
+        if role not in self.assets:
+            raise RasterError(
+                f"{printable(self.receipt)}: names no {role}; run it again"
+            )
+        return self.receipt.parent / Path(self.assets[role][0]).name
+
+    @cached_property
+    def files(self) -> Mapping[str, Path]:
+        """By role, those outputs that are there: files beside the receipt, no links."""
+        return {
+            role: self.receipt.with_name(name)
+            for role, (name, _) in self.assets.items()
+            if _is_beside(self.receipt, name)
+        }
+
+    @property
+    def source(self) -> str:
+        """The path or the address of the scene."""
+        known = self.part("input")
+        return str(known.get("path") or known.get("url") or "several files")
+
+    @property
+    def scene(self) -> Path | None:
+        """The file that it was made from, if it is one and still there."""
+        path = self.part("input").get("path")
+        return Path(path) if isinstance(path, str) and Path(path).is_file() else None
+
+    @property
+    def bands(self) -> tuple[int, ...]:
+        """Of the scene, in the order of the model's."""
+        return tuple(_band(band) for band in self.properties["geounet:bands"])
+
+    @property
+    def features(self) -> Mapping[str, int]:
+        """How many were written, by class."""
+        return dict(self.properties["geounet:counts"]["features"])
+
+    @property
+    def lines(self) -> frozenset[str]:
+        """Classes that were written as lines."""
+        rules = self.properties["geounet:parameters"].get("features") or {}
+        return frozenset(n for n in rules if rules[n].get("geometry") == "line")
+
+    @property
+    def bbox(self) -> tuple[float, float, float, float]:
+        """West, south, east, north in degrees."""
+        west, south, east, north = map(float, self.box)
+        return west, south, east, north
 
     @property
     def table(self) -> ClassTable:
@@ -68,49 +170,18 @@ def finished_below(folder: str | Path) -> list[Finished]:
 
 
 def read_finished(receipt: Path) -> Finished | None:
-    """Read a receipt; None where the file is something else, or the mask is gone.
-
-    Only files beside the receipt count, whatever it says.
-    """
+    """Read a receipt; None where the file is something else, or the mask is gone."""
     try:
-        item = json.loads(receipt.read_text(encoding="utf-8"))
-        said = item["properties"]
-        named = {role: asset["href"] for role, asset in item["assets"].items()}
-        rules = said["geounet:parameters"].get("features") or {}
-        features = dict(said["geounet:counts"]["features"])
-        lines = {name for name in rules if rules[name].get("geometry") == "line"}
-        bands = tuple(_band(band) for band in said["geounet:bands"])
-        scene = _scene_of(said["geounet:input"])
-        west, south, east, north = map(float, item["bbox"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        done = Finished.read(receipt)
+        is_whole = None not in (done.bbox, done.bands, done.features, done.lines)
+    except (RasterError, *_NO_RECEIPT):
         return None
-    files = {
-        role: receipt.with_name(name)
-        for role, name in named.items()
-        if isinstance(name, str) and _is_beside(receipt, name)
-    }
-    if "mask" not in files:
-        return None
-    return Finished(
-        stem=receipt.stem,
-        receipt=receipt,
-        files=files,
-        scene=scene,
-        bands=bands,
-        features=features,
-        lines=frozenset(lines),
-        bbox=(west, south, east, north),
-    )
+    return done if is_whole and "mask" in done.files else None
 
 
 def _band(said: Any) -> int:
     """Return the number of a band; earlier receipts had nothing but that."""
     return int(said["band"] if isinstance(said, Mapping) else said)
-
-
-def _scene_of(identity: Mapping[str, Any]) -> Path | None:
-    path = identity.get("path")
-    return Path(path) if isinstance(path, str) and Path(path).is_file() else None
 
 
 def _is_beside(receipt: Path, name: str) -> bool:

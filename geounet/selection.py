@@ -1,8 +1,9 @@
 """Which scenes of an archive a run takes, and why: by what the ledger knows of each.
 
 No scene is opened: what a scene is shows in its file's facts and its first and last
-bytes, and what was made of it in the ledger and in the sizes of its outputs. Whatever
-is taken in vain costs little, for its receipt says in the worker that it is done.
+bytes, or in what its server says of it; and what was made of it in the ledger and in
+the sizes of its outputs. Whatever is taken in vain costs little, for its receipt says
+in the worker that it is done.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from geounet.errors import RasterError
 from geounet.ledger import Decision, SceneRow, State
+from geounet.remote import Address
 
-__all__ = ["CRASH_LOOP", "Decision", "Facts", "decide", "identity_of"]
+__all__ = ["CRASH_LOOP", "Decision", "Facts", "Inquiry", "decide", "identity_of"]
 
 STRIKES = 3
 """Crashes of the whole batch after which a scene that ran alone is to blame."""
@@ -31,14 +36,22 @@ AFTER_NAME = (".aux.xml", ".msk")
 """Ends of the names of files that GDAL looks for beside a scene, the usual ones."""
 ENDS = 4096
 """Bytes at either end of a file that count for its identity."""
+ASKED_AT_ONCE = 16
+"""Addresses whose servers are asked for their identities at the same time."""
+SILENT = 3
+"""Times that a server may give no answer before it is asked no more."""
 
 
 class Facts(Protocol):
     """What a listing knows of a scene; `geounet.listing.Listed` is such."""
 
     @property
-    def path(self) -> Path:
-        """Of the file."""
+    def sources(self) -> Sequence[Path | Address]:
+        """Its files; most have one."""
+
+    @property
+    def key(self) -> str:
+        """What the ledger knows it by."""
 
     @property
     def folder(self) -> str:
@@ -147,7 +160,7 @@ def _listed(
     listed: Facts, identity: str, parameters: str, verdict: _Verdict
 ) -> Decision:
     return Decision(
-        path=str(listed.path),
+        path=listed.key,
         folder=listed.folder,
         stem=listed.stem,
         identity=identity,
@@ -262,6 +275,51 @@ def identity_of(path: str | Path) -> str:
     except (OSError, ValueError):  # ValueError: a zero byte in the name
         return UNSEEN + _hash(facts)
     return _hash(facts)
+
+
+class Inquiry:
+    """Asks for the identities of scenes, which may be at addresses.
+
+    Of an address that is what `Address.identity` says, by one request. One that cannot
+    be had begins with ``unseen-``, as of a file, and so does that of a scene of several
+    files of which one has none. A server that gives no answer time after time is asked
+    no more.
+    """
+
+    def __init__(self) -> None:
+        self._silences: Counter[str] = Counter()
+
+    def identities(self, scenes: Sequence[Facts]) -> list[str]:
+        """Return the identity of each scene; see `identity_of`."""
+        sources = [source for scene in scenes for source in scene.sources]
+        remote = [source for source in sources if isinstance(source, Address)]
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:  # which starts none in vain
+            said = pool.map(self._said_of, remote)
+            found = (
+                next(said) if isinstance(source, Address) else identity_of(source)
+                for source in sources
+            )
+            return [_as_one([next(found) for _ in scene.sources]) for scene in scenes]
+
+    def _said_of(self, address: Address) -> str:
+        server = str(address).split("/")[2]
+        if self._silences[server] < SILENT:
+            try:
+                facts = address.identity()
+            except RasterError as error:
+                self._silences[server] += error.code == "IO_ERROR"
+            else:
+                self._silences[server] = 0
+                return _hash([facts])
+        return UNSEEN + _hash([str(address)])
+
+
+def _as_one(identities: list[str]) -> str:
+    """Return the identity of a scene by those of its files."""
+    if len(identities) == 1:
+        return identities[0]
+    unseen = any(identity.startswith(UNSEEN) for identity in identities)
+    return (UNSEEN if unseen else "") + _hash(identities)
 
 
 def _seen(path: str | Path) -> tuple[int, int, str]:

@@ -4,7 +4,8 @@ Pictures that move are Bokeh's, whose scripts are in the page too. A policy in i
 (https://www.w3.org/TR/CSP3/) lets it load nothing and run no script but those that it
 was written with, known by their sha256: what comes from files is escaped, and what was
 not could still not run. Bokeh compiles the few lines that join a slider to a layer,
-hence 'unsafe-eval'.
+hence 'unsafe-eval'. Figures and tables are as wide as they are made, or as the window
+where that is narrower; a map keeps its shape.
 """
 
 from __future__ import annotations
@@ -33,8 +34,32 @@ FONT = "system-ui, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
 _FIGURES = "figures"
 _START = f"""\
 "use strict";
-for (const item of JSON.parse(document.getElementById("{_FIGURES}").textContent))
-  Bokeh.embed.embed_item(item);
+const items = JSON.parse(document.getElementById("{_FIGURES}").textContent);
+const wide = new Map();
+const parts = () => Bokeh.documents.flatMap(d => d.roots())
+  .flatMap(root => [...root.references()])
+  .filter(part => part.type == "Figure" || part.type == "DataTable");
+const fitMap = (map, room) => {{
+  const [width, height] = wide.get(map);
+  const beside = Bokeh.index.find_one(map).el.offsetWidth - map.frame_width;
+  const narrower = Math.min(width, room - beside);
+  const lower = Math.round(height * narrower / width);
+  map.setv({{frame_width: narrower, frame_height: lower}});
+}};
+const fit = () => {{
+  const room = document.getElementById(items[0].target_id).clientWidth - 10;
+  for (const part of parts()) {{
+    const isMap = part.frame_width != null;
+    if (!wide.has(part)) wide.set(part,
+      isMap ? [part.frame_width, part.frame_height] : [part.width]);
+    if (isMap) fitMap(part, room);
+    else part.width = Math.min(wide.get(part)[0], room);
+  }}
+}};
+Promise.all(items.map(item => Bokeh.embed.embed_item(item))).then(() => {{
+  fit();
+  addEventListener("resize", fit);
+}});
 """
 _STYLE = f"""\
 :root {{ color-scheme: light; }}
@@ -57,6 +82,7 @@ th {{ font-weight: 600; }}
 td.number, th.number {{ text-align: right; white-space: nowrap; }}
 td {{ overflow-wrap: anywhere; }}
 td:first-child {{ overflow-wrap: normal; }}
+td:has(.swatch) {{ white-space: nowrap; }}
 .swatch {{ display: inline-block; width: 14px; height: 14px; margin-right: 8px;
   border: 1px solid {INK}; border-radius: 3px; vertical-align: -2px; }}
 dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px;
@@ -66,6 +92,10 @@ dd {{ margin: 0; overflow-wrap: anywhere; }}
 a {{ color: {LINK}; }}
 a:focus-visible {{ outline: 3px solid {LINK}; outline-offset: 2px; }}
 ul {{ margin: 0; padding-left: 20px; }}
+@media (max-width: 600px) {{
+  main {{ padding: 12px 8px 32px; }}
+  section {{ padding: 12px 10px; }}
+}}
 """
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from geounet.archive import BOOKS, LEDGER
+from geounet.accounts import BOOKS, LEDGER
 from geounet.errors import ConfigError
 from geounet.ledger import STATES, Ledger, Run, SceneRow, rebuild, receipts_below
 from geounet.locking import is_locked, locked

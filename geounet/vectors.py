@@ -92,7 +92,6 @@ def trace_classes(
     for table in tables.values():
         for name in table.through if "through" in table.model_fields_set else ():
             known[name]  # a misspelt class is an error, not a silence
-    _say_what_takes_long([tables[entry.name] for entry in entries])
     rules = {entry.name: tables[entry.name].rule() for entry in entries}
     polygons = {n: rule for n, rule in rules.items() if isinstance(rule, FeatureRule)}
     mask = trace_mask(
@@ -122,8 +121,15 @@ def trace_classes(
     return Traced(mask=mask, graphs=graphs, tables=dict(tables))
 
 
-def _say_what_takes_long(tables: Iterable[FeatureTable]) -> None:
-    """Say that numba compiles, which it does once and then keeps."""
+def say_what_takes_long(tables: Iterable[FeatureTable] = ()) -> None:
+    """Say that numba compiles, which it does once and then keeps.
+
+    To be asked by the process that somebody looks at, once, and not by its workers,
+    each of which would say it again.
+
+    Args:
+        tables: how classes become features, if that is known.
+    """
     needed = {"regions", "vectorize"}
     for table in tables:
         if table.geometry == "line":
@@ -314,6 +320,7 @@ def export_features(
         ) from error
     try:
         with writing(staging), connect(workers=workers or WORKERS) as client:
+            say_what_takes_long([table])
             traced = trace_classes(
                 labels,
                 [entry],

@@ -9,7 +9,7 @@ from typing import Any
 import rasterio
 from affine import Affine
 
-from geounet.archive import BOOKS, LEDGER
+from geounet.accounts import BOOKS, LEDGER
 from geounet.ledger import Ledger
 from tests.scenes import textured
 

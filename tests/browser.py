@@ -71,6 +71,18 @@ class Browser:
         """Run JavaScript that returns something."""
         return self.driver.execute_script(code)
 
+    @contextmanager
+    def window(self, width: int) -> Iterator[None]:
+        """Be so wide for a while; no window is as narrow as a telephone."""
+        command = "Emulation.setDeviceMetricsOverride"
+        before = self.run("return innerWidth")
+        how = {"height": 1500, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd(command, {"width": width, **how})
+        try:
+            yield
+        finally:
+            self.driver.execute_cdp_cmd(command, {"width": before, **how})
+
     # --- what it shows ------------------------------------------------------------
 
     def picture(self) -> Image.Image:

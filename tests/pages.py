@@ -12,7 +12,7 @@ import rasterio
 import shapely
 from affine import Affine
 
-from geounet.archive import BOOKS, LEDGER
+from geounet.accounts import BOOKS, LEDGER
 from geounet.ledger import Decision, Ledger
 
 HOSTILE = "<img src=x onerror=pwned=1> <script>pwned=2 \"q\" 'a' & 🛰"

@@ -41,6 +41,7 @@ LAYERS = [
         "completion",
         "seams",
         "remote",
+        "aliases",
     },
     {
         "raster",

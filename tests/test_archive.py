@@ -11,7 +11,8 @@ import pytest
 from affine import Affine
 
 from geounet import jobs
-from geounet.archive import BOOKS, Summary, agreed, outputs_whole, run_archive, settled
+from geounet.accounts import BOOKS, LEDGER
+from geounet.archive import Summary, agreed, outputs_whole, run_archive, settled
 from geounet.errors import ConfigError, GeounetError, ModelError, RasterError
 from geounet.foreman import Audience, Foreman
 from geounet.inference import predict_block
@@ -483,7 +484,6 @@ def test_what_a_scene_logs_is_heard_with_its_answer(
 def test_outputs_are_whole_only_with_the_sizes_that_they_had(
     run_all: RunAll, out: Path
 ) -> None:
-    from geounet.archive import LEDGER
     from geounet.ledger import Ledger
 
     run_all()

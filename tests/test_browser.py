@@ -255,3 +255,40 @@ def test_a_scene_is_linked_once_it_has_a_page(browser: Browser, tmp_path: Path) 
     browser.open(write_report(tmp_path))
     browser.click(".slick-row a")
     assert browser.run("return document.querySelector('h1').textContent") == HOSTILE
+
+
+# --- windows of any width ---------------------------------------------------------
+
+WHOLE = """
+const map = Bokeh.documents.map(d => d.get_model_by_name("map")).find(m => m);
+const box = Bokeh.index.find_one(map).el.getBoundingClientRect();
+const figures = [...document.querySelectorAll("section > [id]")];
+return {left: box.left, right: box.right, shape: map.frame_width / map.frame_height,
+  cut: figures.map(e => e.parentElement.scrollWidth - e.parentElement.clientWidth),
+  page: document.documentElement.scrollWidth};
+"""
+
+
+@pytest.mark.parametrize("width", [1400, 1100, 420])
+@pytest.mark.parametrize("of", ["page", "archive"])
+def test_nothing_is_cut_and_a_map_keeps_its_shape_in_any_window(
+    browser: Browser, request: pytest.FixtureRequest, of: str, width: int
+) -> None:
+    path: Path = request.getfixturevalue(of)
+    shape = {"page": 860 / 600, "archive": 1120 / 400}
+    with browser.window(width):
+        browser.open(path)
+        seen = browser.run(WHOLE)
+    assert 0 <= seen["left"] < seen["right"] <= seen["page"] <= width
+    assert set(seen["cut"]) == {0}
+    assert seen["shape"] == pytest.approx(shape[of], rel=0.01)
+
+
+def test_a_map_follows_the_window(browser: Browser, page: Path) -> None:
+    width = f"return {model(browser, 'map')}.frame_width"
+    with browser.window(1400):
+        browser.open(page)
+        whole = browser.run(width)
+        with browser.window(420):
+            browser.wait(f"{width} < {whole}")
+        browser.wait(f"{width} == {whole}")

@@ -45,8 +45,8 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from geounet import archive as archive_module
 from geounet import jobs, schedule
-from geounet.accounts import FAILURES
-from geounet.archive import BOOKS, LEDGER, Summary, run_archive
+from geounet.accounts import BOOKS, FAILURES, LEDGER
+from geounet.archive import Summary, run_archive
 from geounet.cli import main
 from geounet.headlines import Headlines, closing_lines
 from geounet.inference import predict_block

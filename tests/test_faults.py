@@ -28,7 +28,8 @@ import pytest
 import rasterio
 from affine import Affine
 
-from geounet.archive import BOOKS, EXIT_FAILED, EXIT_STOPPED, LEDGER
+from geounet.accounts import BOOKS, LEDGER
+from geounet.archive import EXIT_FAILED, EXIT_STOPPED
 from geounet.ledger import Ledger
 from tests import faults
 from tests.archives import REPORTS, states, strays, write_scenes

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from geounet import files, geoparquet
 from geounet.arcs import simplified
+from geounet.display import read_class
 from geounet.errors import ConfigError, OutputError
 from geounet.export import build_features
 from geounet.features import (
@@ -35,7 +36,7 @@ from geounet.features import (
     Layout,
     group,
 )
-from geounet.files import Layer, write_features, write_layers
+from geounet.files import Layer, describe_file, read_rows, write_features, write_layers
 from geounet.formats import FORMATS
 from geounet.geoparquet import hilbert_keys
 from geounet.ground import Outlines, on_ground
@@ -278,6 +279,26 @@ def test_a_suffix_that_says_nothing_is_no_matter(tmp_path: Path) -> None:
 
 
 # Groups --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a;b", ";", "a!b", "a.zip!b", "a#b", "a?", "?", "%3B", "a b", "🛰", "a\nb", "a:b"],
+)
+@pytest.mark.parametrize("key", FORMATS)
+def test_a_file_and_its_folder_may_be_called_anything(
+    tmp_path: Path, key: str, name: str
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    path, batch = folder / f"{name}{SUFFIXES[key]}", squares(3)
+    assert write_features(path, [batch], crs=UTM33, pixel_size=1.0, layer="x") == 3
+    assert [*tmp_path.iterdir()] == [folder]
+    assert [*folder.iterdir()] == [path]
+    areas = [row for rows in read_rows(path, ["area_m2"]) for row in rows.numbers]
+    assert len(areas) == 3
+    assert describe_file(path).crs.is_geographic == ("geojson" in key)
+    assert len(read_class({"x": path}, "x")) == 3
 
 
 def test_a_group_adds_up_its_polygons() -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -20,14 +21,18 @@ from affine import Affine
 from numpy.typing import NDArray
 from PIL import Image
 
+from geounet import pictures
 from geounet.errors import ConfigError, OutputError, RasterError
 from geounet.findings import KEPT, Findings, chosen, read_findings
 from geounet.overview import LISTED, PAGE, write_report
-from geounet.pages import Account, look, write_page
+from geounet.pages import look, write_page
 from geounet.pictures import LONGEST, MOST_BYTES
+from geounet.pipeline import sweep_staging
+from geounet.results import Finished
 from geounet.sheets import address_of, size_of, text
-from tests.pages import GRID, HOSTILE, SIDE, write_archive, write_result
+from tests.pages import GRID, HOSTILE, SIDE, profile, write_archive, write_result
 
+SIZE = {"height": 97, "width": 61}
 FORMATS = ["geojson", "geojsonl", "parquet", "fgb", "gpkg"]
 
 
@@ -63,7 +68,7 @@ def edited(receipt: Path, **properties: Any) -> Path:
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_features_of_any_format_lie_where_they_are(tmp_path: Path, suffix: str) -> None:
-    view = look(Account.read(write_result(tmp_path, suffix=suffix)))
+    view = look(Finished.read(write_result(tmp_path, suffix=suffix)))
     area, line = view.found["building"], view.found[HOSTILE]
     assert not view.unread
     assert (area.kind, area.count, area.total) == ("polygon", 1, 1200)
@@ -74,7 +79,7 @@ def test_features_of_any_format_lie_where_they_are(tmp_path: Path, suffix: str) 
 
 
 def test_the_mask_and_the_scene_are_pictures_of_the_same_ground(tmp_path: Path) -> None:
-    view = look(Account.read(write_result(tmp_path)))
+    view = look(Finished.read(write_result(tmp_path)))
     mask, photo = decoded(view.mask), decoded(view.photo)
     assert mask.shape == photo.shape == (SIDE, SIDE, 4)
     assert (mask[SIDE - 50, 50] == [0xD7, 0x30, 0x1F, 255]).all()
@@ -95,8 +100,23 @@ def test_a_mask_of_a_part_is_shown_over_that_part(tmp_path: Path) -> None:
         dst.write(pixels)
     now = scene.stat()
     known = {"path": str(scene), "size": now.st_size, "mtime_ns": now.st_mtime_ns}
-    view = look(Account.read(edited(receipt, input=known)))
+    view = look(Finished.read(edited(receipt, input=known)))
     assert abs(decoded(view.photo)[..., :3].astype(int) - 220).max() <= 2
+
+
+def test_a_large_scene_is_read_in_strips_and_seen_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, pixels = tmp_path / "scene.tif", np.empty((3, 97, 61), np.uint8)
+    pixels[:] = np.random.default_rng(0).integers(0, 256, pixels.shape)
+    with rasterio.open(path, "w", **profile(GRID, count=3) | SIZE) as dst:
+        dst.write(pixels)
+    monkeypatch.setattr(pictures, "STRIP_BYTES", 61 * 3 * 10)
+    window = (2, 97), (1, 61)
+    with rasterio.open(path) as src:
+        found = pictures._averaged(src, window, [3, 1], (19, 20))
+    wanted = pixels[[2, 0], 2:, 1:].reshape(2, 19, 5, 20, 3).mean(axis=(2, 4))
+    assert abs(found - wanted).max() <= 0.51  # it is rounded
 
 
 def test_a_scene_that_is_gone_or_has_changed_is_told_of(tmp_path: Path) -> None:
@@ -109,7 +129,7 @@ def test_a_scene_that_is_gone_or_has_changed_is_told_of(tmp_path: Path) -> None:
 
 
 def test_the_page_counts_what_it_does_not_draw(tmp_path: Path) -> None:
-    view = look(Account.read(write_result(tmp_path, suffix="parquet")))
+    view = look(Finished.read(write_result(tmp_path, suffix="parquet")))
     path = tmp_path / "scene_building.parquet"
     import geopandas as gpd  # what reads it is not what wrote it
 
@@ -158,7 +178,7 @@ def test_a_page_of_noise_is_small_all_the_same(tmp_path: Path) -> None:
     now = scene.stat()
     known = {"path": str(scene), "size": now.st_size, "mtime_ns": now.st_mtime_ns}
     page = write_page(edited(receipt, input=known))
-    assert len(look(Account.read(receipt)).photo) < MOST_BYTES * 1.4
+    assert len(look(Finished.read(receipt)).photo) < MOST_BYTES * 1.4
     assert page.stat().st_size < 6e6
 
 
@@ -215,8 +235,8 @@ def test_a_receipt_leads_to_no_file_elsewhere(tmp_path: Path) -> None:
     item["assets"]["building"]["href"] = "../secret.geojson"
     receipt.write_text(json.dumps(item))
     (tmp_path / "secret.geojson").write_text("{}")
-    account = Account.read(receipt)
-    assert account.file("building") == tmp_path / "out" / "secret.geojson"
+    done = Finished.read(receipt)
+    assert done.file("building") == tmp_path / "out" / "secret.geojson"
     assert "building: " in words(write_page(receipt))
 
 
@@ -234,6 +254,24 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(
         write_page(receipt)
     assert (tmp_path / "scene_report.html").read_bytes() == before
     assert not list(tmp_path.glob(".*"))
+
+
+def test_what_a_killed_writer_of_a_page_leaves_is_swept_up(tmp_path: Path) -> None:
+    receipt = write_result(tmp_path)
+    code = (
+        "import os, pathlib, signal, sys; from geounet.pages import write_page\n"
+        "def half(self, text, **_):\n"
+        "    with open(self, 'w') as file: file.write(text[:1000])\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "pathlib.Path.write_text = half; write_page(sys.argv[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, receipt], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (stray,) = tmp_path.glob(".*")
+    assert re.fullmatch(r"\.scene_report\.\d+\.[0-9a-f]{12}\.partial\.html", stray.name)
+    kept = {path.name for path in tmp_path.iterdir()} - {stray.name}
+    assert sweep_staging(tmp_path) == 1
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,9 @@ from scipy import ndimage
 
 from geounet import vectors
 from geounet.errors import ConfigError, OutputError
+from geounet.headlines import Headlines
+from geounet.pipeline import one_by_one
+from geounet.progress import Progress
 from geounet.recipes import checked
 from geounet.roads import trace_roads
 from geounet.rules import FeatureTable
@@ -419,6 +422,35 @@ def test_a_first_run_says_that_it_compiles(
         vectors._say_if_not_compiled.cache_clear()
         export(mask, tmp_path / "new", "regular")
     assert [r for r in caplog.records if "compiling for this machine" in r.message]
+
+
+def test_a_batch_says_that_it_compiles_and_its_workers_do_not(
+    mask: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(vectors, "compiled_modules", set)
+    vectors._say_if_not_compiled.cache_clear()
+    audience = Headlines(Progress(quiet=True), None)
+    with caplog.at_level(logging.WARNING):
+        audience.begun(0, {"unchanged": 3}, 2)
+        assert not caplog.messages
+        audience.begun(3, {"new": 3}, 2)
+        audience.begun(3, {"new": 3}, 2)
+        labels = vectors.open_labels(mask, values={"building": 1})
+        vectors.trace_classes(
+            labels,
+            labels.table.entries,
+            {entry.name: FeatureTable() for entry in labels.table.entries},
+            scene=labels.scene,
+            known=labels.table,
+            folder=tmp_path,
+            run=one_by_one,
+        )
+    assert [m for m in caplog.messages if "compiling for this machine" in m] == [
+        "compiling for this machine, once; it takes up to a minute"
+    ]
 
 
 def test_progress_is_told_block_by_block(mask: Path, tmp_path: Path) -> None:

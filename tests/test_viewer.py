@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -266,8 +267,11 @@ def test_a_scene_that_has_moved_leaves_its_mask(
 ) -> None:
     from geounet.results import finished_below
 
-    shelf = Shelf(finished_below(results["plain"].receipt.parent))
-    object.__setattr__(shelf.scenes[1], "scene", None)
+    scenes = finished_below(results["plain"].receipt.parent)
+    gone = {"geounet:input": {"path": "/nowhere.tif"}}
+    moved = {**scenes[1].properties, **gone}
+    scenes[1] = replace(scenes[1], properties=moved)
+    shelf = Shelf(scenes)
     page = viewer.page_of(shelf, 1)
     assert "not where it was" in page
     assert "/tiles/1/mask/" in page
