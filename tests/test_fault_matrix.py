@@ -15,7 +15,6 @@ import logging
 import os
 import pickle
 import resource
-import shutil
 import signal
 import socket
 import sqlite3
@@ -730,7 +729,7 @@ def test_an_output_folder_that_is_taken_away_stops_the_batch(
 ) -> None:
     """Row 62."""
     many = write_scenes(tmp_path / "many", 12, side=24)
-    meddler = Meddler(lambda: shutil.rmtree(out, ignore_errors=True))
+    meddler = Meddler(lambda: out.rename(tmp_path / "away"))  # at one instant
     options: dict[str, Any] = {"model": str(model), "processes": False}
     stopped = run_archive(many, out, audience=meddler, **options)
     assert stopped.exit_code == 3
