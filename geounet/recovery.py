@@ -160,7 +160,9 @@ REMEDIES = {
 
 def advised(message: str, code: str) -> str:
     """Return a message with what to do, if there is anything."""
-    return f"{message}; {REMEDIES[code]}" if code in REMEDIES else message
+    if code not in REMEDIES:
+        return message
+    return f"{message.rstrip('.')}; {REMEDIES[code]}"
 
 
 def failure_of(error: BaseException) -> Failure:
