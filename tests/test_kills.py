@@ -269,7 +269,7 @@ def test_workers_that_die_every_few_seconds_change_nothing(
     monkeypatch.setattr("geounet.archive.employed", beset)
     out = tmp_path / "out"
     summary = run_archive(scenes, out, model=str(model), workers=2)
-    assert (summary.exit_code, summary.bad) == (0, 0)
+    assert (summary.exit_code, summary.bad) == (0, 0), summary.stopped_by
     assert hashes(out) == hashes(golden)
     assert strays(out) == []
 
