@@ -1,4 +1,4 @@
-"""Draw docs/demo.jpg, the picture at the top of the README: the preview of the demo.
+"""Draw docs/demo.png, the picture at the top of the README: the preview of the demo.
 
 python -m docsite.picture
 """
@@ -12,7 +12,7 @@ from PIL import Image
 
 from geounet.demo import run_demo
 
-PICTURE = Path(__file__).parents[1] / "docs" / "demo.jpg"
+PICTURE = Path(__file__).parents[1] / "docs" / "demo.png"
 WIDTH = 1400
 """Pixels; as wide as a page shows it, on a screen of two dots a pixel."""
 
@@ -24,7 +24,7 @@ def draw(path: Path) -> None:
         with Image.open(made.result.outputs["preview"]) as image:
             size = WIDTH, round(image.height * WIDTH / image.width)
             small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    small.save(path, quality=85, optimize=True)
+    small.save(path, optimize=True)
 
 
 if __name__ == "__main__":

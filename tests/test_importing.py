@@ -421,7 +421,9 @@ def test_a_model_of_smp_says_what_is_to_be_installed(
 
 
 def test_a_model_of_smp_answers_as_it_does_there(tmp_path: Path, out: Path) -> None:
-    smp = pytest.importorskip("segmentation_models_pytorch")
+    smp = pytest.importorskip(
+        "segmentation_models_pytorch", reason="needs geounet[smp]"
+    )
     network = smp.Unet("resnet18", encoder_weights=None, classes=1).eval()
     network.save_pretrained(tmp_path / "saved")
     import_model(tmp_path / "saved", out, **FACTS)

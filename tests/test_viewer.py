@@ -94,7 +94,7 @@ def pixels_of(body: bytes) -> NDArray[np.uint8]:
 
 def tile_at(lon: float, lat: float, zoom: int) -> tuple[int, int]:
     """Oracle: morecantile, whose grid the web's maps are on."""
-    morecantile = pytest.importorskip("morecantile")
+    morecantile = pytest.importorskip("morecantile", reason="needs geounet[view]")
     tile = morecantile.tms.get("WebMercatorQuad").tile(lon, lat, zoom)
     return tile.x, tile.y
 
